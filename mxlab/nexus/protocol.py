@@ -1,0 +1,318 @@
+"""What to send to Nexus and how to read what comes back. No I/O.
+
+Sources: docs.mx.com, Nexus "Overview", "Errors", "Aggregate all members", "List members", "Read member",
+"Read job". The endpoint pages differ in how a list is rooted and MX's samples differ in which fields there are,
+so reading is tolerant; what cannot be read without guessing is kept as a `Reject`.
+"""
+
+import email.utils
+import math
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mxlab.errors import (
+    BadReply,
+    Forbidden,
+    NexusError,
+    RateLimited,
+    Redirected,
+    Refused,
+    ServerFault,
+    SessionExpired,
+    Unavailable,
+)
+from mxlab.nexus.members import Job, Member, Reject, Unreadable, read_member, read_time
+
+MEDIA_TYPE = "application/vnd.mx.nexus.v1+json"
+#: Replies of the simulator carry this header, so that every figure made of them can be stamped.
+SIMULATED_HEADER = "MXLAB-Simulated"
+RECORDS_PER_PAGE = 1000
+MOST_MEMBERS = 10_000
+MOST_WIRE_BYTES = 8 * 2**20
+MOST_BODY_BYTES = 32 * 2**20
+_KEPT_BYTES = 64 * 2**10
+_LONGEST_WAIT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One API operation.
+
+    Attributes
+    ----------
+    name
+        As in the requests frame.
+    path
+        With ``{guid}`` where one belongs.
+    starts_jobs
+        Whether a call makes banks and users act: such a call is never re-sent blindly.
+    """
+
+    name: str
+    path: str
+    starts_jobs: bool = False
+
+
+AGGREGATE_ALL = Endpoint("aggregate_all", "/members/aggregate", starts_jobs=True)
+LIST_MEMBERS = Endpoint("list_members", "/members")
+READ_MEMBER = Endpoint("read_member", "/members/{guid}")
+READ_JOB = Endpoint("read_job", "/jobs/{guid}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a 200 said.
+
+    Attributes
+    ----------
+    members
+        The members that could be read, each guid once.
+    rejects
+        The records that could not.
+    job
+        Of `READ_JOB`.
+    has_more
+        Whether a further page must be asked for.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    job: Job | None = None
+    has_more: bool = False
+
+
+class _Documented(msgspec.Struct, forbid_unknown_fields=True):
+    members: list[Member]
+
+
+_documented = msgspec.json.Decoder(_Documented)
+_anything = msgspec.json.Decoder()
+
+
+def request_body(endpoint: Endpoint, *, holdings: bool, transactions: bool) -> bytes | None:
+    """The JSON body of a call: aggregate-all has one although it is a GET."""
+    if not endpoint.starts_jobs:
+        return None
+    return msgspec.json.encode({"include_holdings": holdings, "include_transactions": transactions})
+
+
+def decoded(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """The body as text bytes: gunzipped and bounded.
+
+    Raises
+    ------
+    BadReply
+        Another encoding, a truncated or damaged stream, or more than 32 MiB.
+    """
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in {"", "identity"}:
+        return body
+    if encoding != "gzip":
+        raise BadReply(
+            f"the reply has encoding {encoding[:40]!r}, which was not asked for", reason="encoding"
+        )
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        text = stream.decompress(body, MOST_BODY_BYTES)
+    except zlib.error:
+        raise BadReply("the gzip stream of the reply is damaged", reason="gzip") from None
+    if stream.unconsumed_tail:
+        raise BadReply(f"the reply is larger than {MOST_BODY_BYTES} bytes", reason="too_large")
+    if not stream.eof:
+        raise BadReply("the gzip stream of the reply ends early", reason="gzip_truncated")
+    if stream.unused_data:
+        raise BadReply("bytes follow the gzip stream of the reply", reason="gzip_trailing")
+    return text
+
+
+def read_reply(
+    endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes, *, page: int = 1
+) -> Reply:
+    """What the server said.
+
+    Parameters
+    ----------
+    endpoint
+        What was asked.
+    status, headers, body
+        What came back; the body as it was on the wire.
+    page
+        Which page of the list was asked for.
+
+    Returns
+    -------
+    Reply
+
+    Raises
+    ------
+    Refused
+        The server said no (any status but 200), by its subclass.
+    BadReply
+        A 200 that cannot be read; ``reason`` says in a word why.
+    """
+    if status != 200:
+        raise refusal(status, headers, body)
+    text = decoded(body, headers)
+    if not text:
+        raise BadReply("the reply is empty", reason="empty_body")
+    kind = headers.get("Content-Type", "").partition(";")
+    if kind[0] and "json" not in kind[0].lower():
+        raise BadReply(f"the reply is {kind[0][:60]!r}, not JSON", reason="content_type")
+    if "charset" in kind[2].lower() and "utf-8" not in kind[2].lower():
+        raise BadReply("the reply's character set is not UTF-8", reason="charset")
+    if endpoint is READ_JOB:
+        return Reply(job=_job(_parsed(text)))
+    try:
+        members = _documented.decode(text).members
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _tolerant(text, page)
+    if len(members) > MOST_MEMBERS:
+        raise BadReply(f"the reply has {len(members)} members", reason="too_many")
+    if len({member.guid for member in members}) != len(members) or not all(m.guid for m in members):
+        return _tolerant(text, page)
+    return Reply(members, has_more=_full_page(len(members)))
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return _anything.decode(text.removeprefix(b"\xef\xbb\xbf"))
+    except UnicodeDecodeError:
+        raise BadReply("the reply is not UTF-8", reason="utf8") from None
+    except RecursionError:
+        raise BadReply("the reply is nested too deeply", reason="depth") from None
+    except msgspec.DecodeError as error:
+        reason = (
+            "json_trailing"
+            if "trailing" in str(error)
+            else "json_truncated"
+            if "truncated" in str(error)
+            else "json"
+        )
+        raise BadReply("the reply is not JSON", reason=reason) from None
+
+
+def _tolerant(text: bytes, page: int) -> Reply:
+    """A list in any of the shapes that MX has used: rooted members or member, a list or one object."""
+    value = _parsed(text)
+    if not isinstance(value, dict):
+        raise BadReply("the reply is JSON but no object", reason="shape")
+    if "members" not in value and "member" not in value:
+        reason = "error_in_200" if "error" in value else "no_members"
+        raise BadReply("the reply names no members", reason=reason)
+    records = value["members"] if "members" in value else value["member"]
+    if isinstance(records, dict) and records:
+        records = [records]
+    if not isinstance(records, list):
+        raise BadReply("the reply's members are no list", reason="members_shape")
+    if len(records) > MOST_MEMBERS:
+        raise BadReply(f"the reply has {len(records)} members", reason="too_many")
+    members: dict[str, Member] = {}
+    rejects = []
+    for record in records:
+        try:
+            member = read_member(record)
+            if member.guid in members:
+                raise Unreadable("guid_twice")
+            members[member.guid] = member
+        except Unreadable as error:
+            rejects.append(rejected(error.reason, msgspec.json.encode(record)))
+    return Reply(list(members.values()), rejects, has_more=_has_more(value, len(records), page))
+
+
+def _has_more(value: dict[str, Any], records: int, page: int) -> bool:
+    """A pagination block decides; without one, a page of exactly 25 or 1,000 may have a successor."""
+    for name in ("pagination", "pagination_data"):
+        block = value.get(name)
+        if isinstance(block, dict) and isinstance(block.get("total_pages"), int):
+            return bool(page < block["total_pages"])
+    return _full_page(records)
+
+
+def _full_page(records: int) -> bool:
+    return records in {25, RECORDS_PER_PAGE}
+
+
+def _job(value: Any) -> Job:
+    record = value.get("job", value) if isinstance(value, dict) else None
+    if not isinstance(record, dict) or not isinstance(record.get("guid"), str):
+        raise BadReply("the reply holds no job", reason="no_job")
+    try:
+        return Job(record["guid"], read_time(record.get("started_at")), read_time(record.get("finished_at")))
+    except Unreadable as error:
+        raise BadReply("a time of the job cannot be read", reason=error.reason) from None
+
+
+def rejected(reason: str, body: bytes) -> Reject:
+    """A `Reject` with the body capped at 64 KiB."""
+    return Reject(reason, body[:_KEPT_BYTES], len(body))
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> NexusError:
+    """The error class of a status that is not 200; the status decides first, code 4011 second.
+
+    MX asks not to branch on codes (docs.mx.com Nexus errors), so the code of the body is kept for the reader
+    and decides only where it says that the session expired.
+    """
+    code = _error_code(body, headers)
+    known: dict[str, Any] = {"status_code": status, "code": code}
+    if status == 401 or (code == "4011" and 400 <= status < 500):
+        return SessionExpired("MX says that the session has expired", **known)
+    if status == 403:
+        return Forbidden(
+            "MX refuses: a member's use case is not PFM, or your address is not on its list", **known
+        )
+    if 300 <= status < 400:
+        return Redirected(f"the server redirects ({status}); that is never followed", **known)
+    wait = retry_after(headers.get("Retry-After"))
+    if status == 429:
+        return RateLimited("too many requests", retry_after_seconds=wait, **known)
+    if status == 503 and "Retry-After" in headers:
+        return Unavailable("MX is not available", retry_after_seconds=wait, **known)
+    if status >= 500:
+        return ServerFault(f"MX failed ({status})", **known)
+    if 400 <= status < 500:
+        return Refused(f"MX refuses ({status})", **known)
+    return BadReply(f"a reply with status {status}", reason=f"unexpected_{status}", status_code=status)
+
+
+def _error_code(body: bytes, headers: Mapping[str, str]) -> str | None:
+    """The error code of a body, flat or under ``error``; MX documents no envelope for Nexus."""
+    try:
+        value = _anything.decode(decoded(body, headers))
+    except (BadReply, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    inner = value.get("error", value) if isinstance(value, dict) else None
+    code = (
+        next((inner[key] for key in ("code", "error_code") if key in inner), None)
+        if isinstance(inner, dict)
+        else None
+    )
+    return str(code)[:40] if isinstance(code, int | str) else None
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait of a Retry-After header: seconds, decimals or a date; None where it makes no sense.
+
+    Examples
+    --------
+    >>> retry_after("2.5"), retry_after("-1"), retry_after("1e9"), retry_after("soon")
+    (2.5, 0.0, 300.0, None)
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except (ValueError, TypeError):
+            return None
+        seconds = moment.timestamp() - time.time()
+    if math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)

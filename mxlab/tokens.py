@@ -1,0 +1,435 @@
+"""Session tokens and where they come from.
+
+A session token is a bank-data credential that lives 30 minutes, sliding
+(docs.mx.com/api-reference/nexus/overview). So it shows nothing of itself, and a source hands it out when a
+worker is ready to use it, never ahead.
+"""
+
+import csv
+import inspect
+import os
+import random
+import re
+import stat
+from array import array
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mxlab.errors import ConfigError
+
+_PRINTABLE = re.compile(r"[!-~]+")
+
+
+class Secret:
+    """A text that shows nothing of itself.
+
+    It refuses `pickle`, `copy`, `format` and JSON, and has no `vars`; `reveal` is the one way out.
+
+    Raises
+    ------
+    ConfigError
+        The text is not a run of printable ASCII without spaces; the message gives its length only.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str) or not _PRINTABLE.fullmatch(text):
+            length = len(text) if isinstance(text, str) else 0
+            raise ConfigError(f"a token is printable ASCII without spaces; this one has {length} characters")
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the header that it was made for."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is not copied, pickled, formatted or written")
+
+    __reduce__ = __reduce_ex__ = __getstate__ = __copy__ = __deepcopy__ = __format__ = _refuse
+
+
+class SessionToken(Secret):
+    """A user's 30-minute key to Nexus.
+
+    Parameters
+    ----------
+    text
+        What MX gave out.
+    user
+        Your own name for the user, kept in every frame; None where you have none.
+    columns
+        What else you know of the user (a cohort, a plan); each becomes ``user_<name>`` on the members.
+    """
+
+    __slots__ = ("columns", "user")
+
+    def __init__(
+        self, text: str, *, user: str | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.user = user
+        self.columns: Mapping[str, str] = dict(columns or {})
+
+    def pseudonym(self, key: bytes) -> str:
+        """A keyed hash of the user where there is one, else of the token: 32 hex digits."""
+        return pseudonym(key, self.user if self.user is not None else self._text)
+
+    def belonging_to(self, user: str) -> "SessionToken":
+        """The same token under this user's name."""
+        return self if self.user == user else SessionToken(self._text, user=user, columns=self.columns)
+
+
+def pseudonym(key: bytes, text: str) -> str:
+    """A keyed hash (BLAKE2b, 128 bits) that stands for a user in frames, stores and messages."""
+    return blake2b(text.encode(), key=key, digest_size=16).hexdigest()
+
+
+Mint = Callable[[str], SessionToken | Awaitable[SessionToken]]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user's turn: who it is and how to come by a token, which is not yet made.
+
+    Attributes
+    ----------
+    user
+        Known ahead only where the source mints.
+    token
+        The token, where the source has it at hand.
+    mint
+        Makes a token for `user`; where there is one, an expired session can be renewed.
+    """
+
+    user: str | None
+    token: SessionToken | None = None
+    mint: Mint | None = None
+
+    def pseudonym(self, key: bytes) -> str:
+        """The session's pseudonym, without making a token."""
+        if self.token is not None:
+            return self.token.pseudonym(key)
+        assert self.user is not None
+        return pseudonym(key, self.user)
+
+    async def take(self) -> SessionToken:
+        """The token: the one at hand, or a new one at each call."""
+        if self.mint is None:
+            assert self.token is not None
+            return self.token
+        assert self.user is not None
+        made = self.mint(self.user)
+        token = await made if inspect.isawaitable(made) else made
+        if not isinstance(token, SessionToken):
+            raise ConfigError(f"mint returned {type(token).__name__}; it must return a SessionToken")
+        return token.belonging_to(self.user)
+
+
+class Source:
+    """Users to collect, each with a way to its token.
+
+    Attributes
+    ----------
+    size
+        How many, or None where nobody knows before the end.
+    order
+        ``random`` where turns come in seeded random order, so that a stopped run is a fair sample; else
+        ``source``.
+    renews
+        Whether an expired session can be made anew.
+    """
+
+    def __init__(
+        self, turns: Callable[[random.Random], AsyncIterator[Turn]], size: int | None, *, renews: bool
+    ) -> None:
+        self._turns = turns
+        self.size = size
+        self.renews = renews
+        self.order = "source" if size is None else "random"
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("this source does not know its length")
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"<Source: {'?' if self.size is None else self.size} users, {self.order} order>"
+
+    def turns(self, seed: int) -> AsyncIterator[Turn]:
+        """Turns, one for each user, in the source's order or in seeded random order."""
+        return self._turns(random.Random(seed))
+
+
+Tokens = (
+    Source
+    | Iterable[SessionToken]
+    | AsyncIterable[SessionToken]
+    | Callable[[], SessionToken | Awaitable[SessionToken | None] | None]
+    | str
+    | os.PathLike[str]
+)
+
+
+def source(tokens: Tokens) -> Source:
+    """A `Source` of whatever brings tokens.
+
+    Parameters
+    ----------
+    tokens
+        A list, iterator or async iterator of `SessionToken`; the path of a token file; a callable, asked for
+        each next token until it returns None; or a source that mints.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    ConfigError
+        It is none of these, it is empty, or the file is missing, open to others, or malformed.
+    """
+    if isinstance(tokens, Source):
+        return tokens
+    if isinstance(tokens, str | os.PathLike):
+        return read_token_file(tokens)
+    if isinstance(tokens, list | tuple):
+        return _listed(tokens)
+    if isinstance(tokens, AsyncIterable):
+        return Source(lambda _: _each_awaited(tokens), None, renews=False)
+    if isinstance(tokens, Iterable):
+        return Source(lambda _: _each(tokens), None, renews=False)
+    if callable(tokens):
+        return Source(lambda _: _each_called(tokens), None, renews=False)
+    raise ConfigError(
+        f"tokens: {type(tokens).__name__} is no list, iterator, file, callable or minting source"
+    )
+
+
+def minted(users: Iterable[str], mint: Mint) -> Source:
+    """A source that makes each token when a worker is ready for it, and again when a session expires.
+
+    Parameters
+    ----------
+    users
+        Your own user ids.
+    mint
+        ``mint(user)`` → `SessionToken`, plain or async.
+
+    Returns
+    -------
+    Source
+        With a length, in seeded random order.
+    """
+    listed = users if isinstance(users, Sequence) and not isinstance(users, str) else list(users)
+    if not listed:
+        raise ConfigError("users: there are none")
+
+    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+        for index in _shuffled(len(listed), rng):
+            yield Turn(str(listed[index]), mint=mint)
+
+    return Source(turns, len(listed), renews=True)
+
+
+def sampled(whole: Source, size: int) -> Source:
+    """The first `size` turns of the source's random order: a simple random sample of its users."""
+    if whole.size is None:
+        raise ConfigError("sample: needs a source with a length (a list, a file or a minting source)")
+    if size < 1:
+        raise ConfigError(f"sample: {size} must be 1 or more")
+
+    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+        left = size
+        async for turn in whole.turns(rng.getrandbits(64)):
+            yield turn
+            left -= 1
+            if not left:
+                return
+
+    return Source(turns, min(size, whole.size), renews=whole.renews)
+
+
+def _shuffled(size: int, rng: random.Random) -> array[int]:
+    indices = array("Q", range(size))
+    rng.shuffle(indices)
+    return indices
+
+
+def _listed(tokens: Sequence[SessionToken]) -> Source:
+    if not tokens:
+        raise ConfigError("tokens: the list is empty")
+
+    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+        for index in _shuffled(len(tokens), rng):
+            yield _at_hand(tokens[index])
+
+    return Source(turns, len(tokens), renews=False)
+
+
+async def _each(tokens: Iterable[SessionToken]) -> AsyncIterator[Turn]:
+    for token in tokens:
+        yield _at_hand(token)
+
+
+async def _each_awaited(tokens: AsyncIterable[SessionToken]) -> AsyncIterator[Turn]:
+    async for token in tokens:
+        yield _at_hand(token)
+
+
+async def _each_called(call: Callable[[], Any]) -> AsyncIterator[Turn]:
+    while True:
+        made = call()
+        token = await made if inspect.isawaitable(made) else made
+        if token is None:
+            return
+        yield _at_hand(token)
+
+
+def _at_hand(token: object) -> Turn:
+    if not isinstance(token, SessionToken):
+        raise ConfigError(f"tokens: expected SessionToken, found {type(token).__name__}")
+    return Turn(token.user, token=token)
+
+
+def read_private(path: str | os.PathLike[str], what: str) -> Path:
+    """The path of a file that only its owner can read.
+
+    Raises
+    ------
+    ConfigError
+        It is missing, no regular file, or readable by others; the message says what to do.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error.strerror}; give the path of a file") from None
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{what}: {path} is not a regular file")
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigError(f"{what}: {path} can be read by others; run: chmod 600 {path}")
+    return path
+
+
+def read_token_file(path: str | os.PathLike[str]) -> Source:
+    """A source of the tokens in a file of mode 0600.
+
+    Parameters
+    ----------
+    path
+        CSV with a header (``token``, optionally ``user``, and further columns), or one token a line. Blank
+        lines and lines that begin with ``#`` are passed over. Only the position of each line is kept in
+        memory.
+
+    Returns
+    -------
+    Source
+        With a length, in seeded random order.
+
+    Raises
+    ------
+    ConfigError
+        The file or a line of it is malformed. A line is named by number and length, never by content.
+    """
+    path = read_private(path, "tokens")
+    before = path.stat()
+    header, offsets = _indexed(path)
+
+    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+        with path.open("rb") as file:
+            now = os.fstat(file.fileno())
+            if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+                before.st_size,
+                before.st_mtime_ns,
+                before.st_ino,
+            ):
+                raise ConfigError(f"tokens: {path} changed since it was read; start again")
+            for index in _shuffled(len(offsets), rng):
+                file.seek(offsets[index])
+                yield _at_hand(_token(file.readline().decode("utf-8-sig").strip(), header, path, index + 1))
+
+    return Source(turns, len(offsets), renews=False)
+
+
+def _indexed(path: Path) -> tuple[list[str] | None, array[int]]:
+    """The header, if there is one, and where each line with a token begins; every line is checked."""
+    header: list[str] | None = None
+    offsets = array("Q")
+    with path.open("rb") as file:
+        if file.read(4)[:2] in {b"\xff\xfe", b"\xfe\xff", b"PK", b"\x1f\x8b"}:
+            raise ConfigError(f"tokens: {path} is compressed or not UTF-8 text; give plain UTF-8 lines")
+        file.seek(0)
+        for number, (offset, line) in enumerate(_lines(file), start=1):
+            try:
+                text = line.decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise ConfigError(f"tokens: {path}, line {number}: not UTF-8 text") from None
+            if not text or text.startswith("#"):
+                continue
+            if header is None and not offsets and _is_header(text):
+                header = _checked_header(text, path)
+                continue
+            _token(text, header, path, number)
+            offsets.append(offset)
+    if not offsets:
+        raise ConfigError(f"tokens: {path} holds no tokens")
+    return header, offsets
+
+
+def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    for line in file:
+        yield offset, line
+        offset += len(line)
+
+
+def _is_header(text: str) -> bool:
+    return "," in text or text.lower() in {"token", "user"}
+
+
+def _checked_header(text: str, path: Path) -> list[str]:
+    header = [name.strip() for name in next(csv.reader([text]))]
+    if "token" not in header:
+        raise ConfigError(
+            f"tokens: {path}: the first line of {len(header)} columns has no column named token; "
+            "give token, optionally user, and any further columns"
+        )
+    if len(set(header)) != len(header) or not all(name.isidentifier() for name in header):
+        raise ConfigError(f"tokens: {path}: column names must be words, each once")
+    return header
+
+
+def _token(text: str, header: list[str] | None, path: Path, number: int) -> SessionToken:
+    row = next(csv.reader([text])) if header else [text]
+    if header and len(row) != len(header):
+        raise ConfigError(
+            f"tokens: {path}, line {number}: {len(row)} columns where the header has {len(header)}"
+        )
+    values = dict(zip(header or ["token"], (cell.strip() for cell in row), strict=True))
+    secret = values.pop("token")
+    if secret.startswith("<") or len(secret) > 4096:
+        raise ConfigError(
+            f"tokens: {path}, line {number}: {len(secret)} characters that are no session token"
+        )
+    try:
+        return SessionToken(secret, user=values.pop("user", None) or None, columns=values)
+    except ConfigError:
+        raise ConfigError(
+            f"tokens: {path}, line {number}: {len(secret)} characters, not printable ASCII without spaces"
+        ) from None
