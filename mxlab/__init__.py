@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from mxlab.api import Simulation as Simulation
     from mxlab.api import aggregate as aggregate
     from mxlab.api import observe as observe
-    from mxlab.api import preview as preview
     from mxlab.api import read_members as read_members
     from mxlab.api import simulate as simulate
-    from mxlab.api import sso_tokens as sso_tokens
-    from mxlab.api import start as start
     from mxlab.charts import CHARTS as CHARTS
     from mxlab.charts import draw as draw
+    from mxlab.fetch.sso import sso_tokens as sso_tokens
     from mxlab.frames import Coverage as Coverage
     from mxlab.frames import Snapshot as Snapshot
     from mxlab.portal import Job as Job
+    from mxlab.portal import start as start
     from mxlab.reporting import report as report
     from mxlab.settings import Clock as Clock
     from mxlab.settings import Settings as Settings
@@ -48,12 +47,11 @@ _HOMES = {
     "draw": "charts",
     "minted": "tokens",
     "observe": "api",
-    "preview": "api",
     "read_members": "api",
     "report": "reporting",
     "simulate": "api",
-    "sso_tokens": "api",
-    "start": "api",
+    "sso_tokens": "fetch.sso",
+    "start": "portal",
 }
 _MODULES = ("aio", "analysis", "errors", "plots")
 

@@ -388,8 +388,8 @@ class Snapshot:
         Users asked, answered, lost, unknown, pending.
     failures
         A row for each lost or unknown user: session, user, state, reason, what_to_do.
-    load
-        ``load(name)`` → the Arrow table; called when a frame is first asked for.
+    table
+        ``table(name)`` → the Arrow table; called when a frame is first asked for.
 
     Attributes
     ----------
@@ -402,32 +402,32 @@ class Snapshot:
         manifest: Mapping[str, Any],
         coverage: Coverage,
         failures: pd.DataFrame,
-        load: Callable[[str], pa.Table],
+        table: Callable[[str], pa.Table],
     ) -> None:
         self.manifest = dict(manifest)
         self.coverage = coverage
         self.failures = failures
-        self._load = load
+        self.table = table
 
     @cached_property
     def members(self) -> pd.DataFrame:
         """A row per member."""
-        return frame("members", self._load("members"))
+        return frame("members", self.table("members"))
 
     @cached_property
     def changes(self) -> pd.DataFrame:
         """A row per observed change of a member's status or aggregation flag."""
-        return frame("changes", self._load("changes"))
+        return frame("changes", self.table("changes"))
 
     @cached_property
     def requests(self) -> pd.DataFrame:
         """A row per attempt at a request."""
-        return frame("requests", self._load("requests"))
+        return frame("requests", self.table("requests"))
 
     @cached_property
     def rejects(self) -> pd.DataFrame:
         """A row per body or record that could not be read."""
-        return frame("rejects", self._load("rejects"))
+        return frame("rejects", self.table("rejects"))
 
     @property
     def simulated(self) -> bool:
@@ -445,7 +445,7 @@ class Snapshot:
             What they have in common, in words; charts say it.
         """
         narrowed = Snapshot(
-            {**self.manifest, "condition": condition}, self.coverage, self.failures, self._load
+            {**self.manifest, "condition": condition}, self.coverage, self.failures, self.table
         )
         narrowed.__dict__["members"] = members
         return narrowed

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -57,9 +57,10 @@ class Clock:
         real = time.time() if real is None else real
         return self.simulated_epoch + (real - self.real_epoch) * self.speed
 
-    def monotonic(self) -> float:
-        """Seconds of the run's time since some fixed moment; never jumps when the wall clock is set."""
-        return time.monotonic() * self.speed
+    def steady(self) -> Callable[[], float]:
+        """A function that tells the time from now on and never jumps when the wall clock is set."""
+        start, since, speed = self.time(), time.monotonic(), self.speed
+        return lambda: start + (time.monotonic() - since) * speed
 
     def real_seconds(self, seconds: float) -> float:
         """How long a duration of the run's time takes on this machine."""

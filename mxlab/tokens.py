@@ -22,6 +22,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -105,21 +106,10 @@ Mint = Callable[[str], SessionToken | Awaitable[SessionToken]]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user's turn: who it is and how to come by a token, which is not yet made.
-
-    Attributes
-    ----------
-    user
-        Known ahead only where the source mints.
-    token
-        The token, where the source has it at hand.
-    mint
-        Makes a token for `user`; where there is one, an expired session can be renewed.
-    """
+    """One user's turn: a token at hand, or the user for whom one is to be made."""
 
     user: str | None
     token: SessionToken | None = None
-    mint: Mint | None = None
 
     def pseudonym(self, key: bytes) -> str:
         """The session's pseudonym, without making a token."""
@@ -128,39 +118,45 @@ class Turn:
         assert self.user is not None
         return pseudonym(key, self.user)
 
-    async def take(self) -> SessionToken:
-        """The token: the one at hand, or a new one at each call."""
-        if self.mint is None:
-            assert self.token is not None
-            return self.token
-        assert self.user is not None
-        made = self.mint(self.user)
-        token = await made if inspect.isawaitable(made) else made
-        if not isinstance(token, SessionToken):
-            raise ConfigError(f"mint returned {type(token).__name__}; it must return a SessionToken")
-        return token.belonging_to(self.user)
+
+async def made(mint: Mint, user: str) -> SessionToken:
+    """A new token of a plain or async `mint`, under the user's name."""
+    token = mint(user)
+    token = await token if inspect.isawaitable(token) else token
+    if not isinstance(token, SessionToken):
+        raise ConfigError(f"mint returned {type(token).__name__}; it must return a SessionToken")
+    return token.belonging_to(user)
 
 
 class Source:
     """Users to collect, each with a way to its token.
 
-    Attributes
+    Parameters
     ----------
+    turns
+        ``turns(rng)`` → the turns, in an order that the generator decides where the source can choose.
     size
         How many, or None where nobody knows before the end.
+    minting
+        ``minting(settings)`` → an async context with the `Mint` of a run; None where tokens are at hand, and
+        an expired session cannot be made anew.
+
+    Attributes
+    ----------
     order
         ``random`` where turns come in seeded random order, so that a stopped run is a fair sample; else
         ``source``.
-    renews
-        Whether an expired session can be made anew.
     """
 
     def __init__(
-        self, turns: Callable[[random.Random], AsyncIterator[Turn]], size: int | None, *, renews: bool
+        self,
+        turns: Callable[[random.Random], AsyncIterator[Turn]],
+        size: int | None,
+        minting: Callable[[Any], AbstractAsyncContextManager[Mint]] | None = None,
     ) -> None:
         self._turns = turns
         self.size = size
-        self.renews = renews
+        self.minting = minting
         self.order = "source" if size is None else "random"
 
     def __len__(self) -> int:
@@ -211,11 +207,11 @@ def source(tokens: Tokens) -> Source:
     if isinstance(tokens, list | tuple):
         return _listed(tokens)
     if isinstance(tokens, AsyncIterable):
-        return Source(lambda _: _each_awaited(tokens), None, renews=False)
+        return Source(lambda _: _each_awaited(tokens), None)
     if isinstance(tokens, Iterable):
-        return Source(lambda _: _each(tokens), None, renews=False)
+        return Source(lambda _: _each(tokens), None)
     if callable(tokens):
-        return Source(lambda _: _each_called(tokens), None, renews=False)
+        return Source(lambda _: _each_called(tokens), None)
     raise ConfigError(
         f"tokens: {type(tokens).__name__} is no list, iterator, file, callable or minting source"
     )
@@ -236,15 +232,20 @@ def minted(users: Iterable[str], mint: Mint) -> Source:
     Source
         With a length, in seeded random order.
     """
+    return minting(users, lambda _: nullcontext(mint))
+
+
+def minting(users: Iterable[str], opened: Callable[[Any], AbstractAsyncContextManager[Mint]]) -> Source:
+    """As `minted`, for a mint that is opened with the settings of a run and closed after it."""
     listed = users if isinstance(users, Sequence) and not isinstance(users, str) else list(users)
     if not listed:
         raise ConfigError("users: there are none")
 
     async def turns(rng: random.Random) -> AsyncIterator[Turn]:
         for index in _shuffled(len(listed), rng):
-            yield Turn(str(listed[index]), mint=mint)
+            yield Turn(str(listed[index]))
 
-    return Source(turns, len(listed), renews=True)
+    return Source(turns, len(listed), opened)
 
 
 def sampled(whole: Source, size: int) -> Source:
@@ -262,10 +263,10 @@ def sampled(whole: Source, size: int) -> Source:
             if not left:
                 return
 
-    return Source(turns, min(size, whole.size), renews=whole.renews)
+    return Source(turns, min(size, whole.size), whole.minting)
 
 
-def _shuffled(size: int, rng: random.Random) -> array[int]:
+def _shuffled(size: int, rng: random.Random) -> "array[int]":
     indices = array("Q", range(size))
     rng.shuffle(indices)
     return indices
@@ -279,7 +280,7 @@ def _listed(tokens: Sequence[SessionToken]) -> Source:
         for index in _shuffled(len(tokens), rng):
             yield _at_hand(tokens[index])
 
-    return Source(turns, len(tokens), renews=False)
+    return Source(turns, len(tokens))
 
 
 async def _each(tokens: Iterable[SessionToken]) -> AsyncIterator[Turn]:
@@ -364,10 +365,10 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
                 file.seek(offsets[index])
                 yield _at_hand(_token(file.readline().decode("utf-8-sig").strip(), header, path, index + 1))
 
-    return Source(turns, len(offsets), renews=False)
+    return Source(turns, len(offsets))
 
 
-def _indexed(path: Path) -> tuple[list[str] | None, array[int]]:
+def _indexed(path: Path) -> "tuple[list[str] | None, array[int]]":
     """The header, if there is one, and where each line with a token begins; every line is checked."""
     header: list[str] | None = None
     offsets = array("Q")

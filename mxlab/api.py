@@ -1,0 +1,216 @@
+"""The blocking doors: each waits for its coroutine of `mxlab.aio` on the private loop."""
+
+import glob
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mxlab import aio, frames
+from mxlab.errors import BadReply, ConfigError
+from mxlab.exchange import Ending, Exchange, MemberEnding, Progress
+from mxlab.fetch.sso import sso_tokens
+from mxlab.frames import Coverage, Snapshot
+from mxlab.nexus.protocol import LIST_MEMBERS, MEDIA_TYPE, read_reply, rejected
+from mxlab.portal import start
+from mxlab.settings import Clock, Settings
+from mxlab.simulator.server import API_KEY
+from mxlab.simulator.world import UserIds
+from mxlab.store import Store
+from mxlab.tokens import Secret, Source, Tokens
+
+Tick = Callable[[Progress], None]
+
+
+def aggregate(
+    tokens: Tokens,
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    run: str | None = None,
+    sample: int | None = None,
+    tick: Tick | None = None,
+) -> Snapshot:
+    """As `mxlab.aio.aggregate`, waiting for the result; works in Jupyter, and ■ or Ctrl-C stops the run.
+
+    ``tick`` is called with the progress while waiting.
+    """
+    return start(aio.aggregate(tokens, settings, store=store, run=run, sample=sample)).result(tick=tick)
+
+
+def observe(
+    tokens: Tokens,
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    run: str | None = None,
+    sample: int | None = None,
+    tick: Tick | None = None,
+) -> Snapshot:
+    """As `mxlab.aio.observe`, waiting for the result."""
+    return start(aio.observe(tokens, settings, store=store, run=run, sample=sample)).result(tick=tick)
+
+
+def read_members(pattern: str | os.PathLike[str]) -> Snapshot:
+    """A Snapshot of saved replies of aggregate-all, list members or read member.
+
+    Parameters
+    ----------
+    pattern
+        Path of JSON files, with ``*`` and ``?``; each file counts as one user's reply, named after the file.
+
+    Returns
+    -------
+    Snapshot
+        Verb ``observe``; a file that cannot be read is a lost user, with its bytes in `rejects`.
+
+    Raises
+    ------
+    ConfigError
+        No file matches.
+    """
+    paths = sorted(Path(name) for name in glob.glob(os.fspath(pattern)))  # noqa: PTH207 - absolute patterns too
+    if not paths:
+        raise ConfigError(f"read_members: no file matches {os.fspath(pattern)!r}")
+    read = [_saved(path) for path in paths]
+    exchanges, endings = [exchange for exchange, _ in read], [ending for _, ending in read]
+    run = f"saved-{paths[0].parent.resolve().name}"
+    tables = frames.tables(exchanges, endings, run)
+    lost = [ending for ending in endings if ending.state == "lost"]
+    failures = [
+        {name: getattr(ending, name) for name in ("session", "user", "state", "reason", "what_to_do")}
+        for ending in lost
+    ]
+    reasons: dict[str, int] = {}
+    for ending in lost:
+        reasons[ending.reason or ""] = reasons.get(ending.reason or "", 0) + 1
+    coverage = Coverage(len(paths), len(paths) - len(lost), len(lost), reasons=reasons)
+    manifest = {"run": run, "verb": "observe", "host": None, "order": "source", "simulated": False}
+    return Snapshot(manifest, coverage, frames.failures_frame(failures), tables.__getitem__)
+
+
+def _saved(path: Path) -> tuple[Exchange, Ending]:
+    body = path.read_bytes()
+    name, at = path.stem, path.stat().st_mtime
+    exchange = Exchange(
+        LIST_MEMBERS.name, name, name, 1, at, at, left=False, queued_seconds=0.0, reply_seconds=0.0
+    )
+    exchange.reply_bytes = len(body)
+    try:
+        reply = read_reply(LIST_MEMBERS, 200, {"Content-Type": MEDIA_TYPE}, body)
+    except BadReply as error:
+        exchange.error, exchange.rejects = error, [rejected(error.reason, body)]
+        return exchange, Ending(name, name, {}, "lost", [], f"bad_reply_{error.reason}", error.advice)
+    exchange.reply, exchange.rejects = reply, reply.rejects
+    return exchange, Ending(name, name, {}, "answered", [MemberEnding(each, at) for each in reply.members])
+
+
+class Simulation:
+    """An embedded Nexus on loopback, in a process of its own; made by `simulate`, ended by ``close`` or ``with``.
+
+    Attributes
+    ----------
+    tokens
+        A source that opens a session for each simulated user when its turn comes, so it never goes stale.
+    settings
+        Where and in which time it runs.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], announced: dict[str, Any], settings: Settings) -> None:
+        self._process = process
+        self._control_key = announced["control_key"]
+        self.settings = replace(
+            settings, base_url=announced["base_url"], sso_url="", clock=Clock.parse(announced["clock"])
+        )
+        users = UserIds(announced["users"])
+        self.tokens: Source = sso_tokens(users, announced["client_id"], Secret(API_KEY))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Simulation SIMULATED {len(self.tokens):,} users at {self.settings.base_url}>"
+
+    def truth(self) -> dict[str, Any]:
+        """What the simulated world knows: every job with its true times, and what was planted."""
+        return self._control("truth")
+
+    def arrivals(self) -> dict[str, Any]:
+        """What the server has received, by endpoint and by user, and the most at once."""
+        return self._control("arrivals")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait(10)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _control(self, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310 - the address is loopback http, announced by our own child
+            f"{self.settings.base_url}/_control/{path}",
+            headers={"MXLAB-Control-Key": self._control_key},
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - as above
+            answer: dict[str, Any] = json.load(reply)
+        return answer
+
+
+def simulate(
+    users: int = 2_000,
+    *,
+    seed: int = 0,
+    speed: float = 1.0,
+    scenarios: Sequence[str] = (),
+    port: int = 0,
+    settings: Settings | None = None,
+) -> Simulation:
+    """Start an embedded Nexus on loopback, in a process of its own.
+
+    Parameters
+    ----------
+    users, seed
+        How many users, and which of the possible worlds.
+    speed
+        Simulated seconds in a real one.
+    scenarios
+        What is planted, by name, as ``("slow_bank",)``.
+    port
+        0 takes a free one.
+    settings
+        How to collect from it; the address and the clock are filled in.
+
+    Returns
+    -------
+    Simulation
+
+    Raises
+    ------
+    ConfigError
+        The port is in use, or a parameter is out of range.
+    """
+    options = ["--users", str(users), "--seed", str(seed), "--port", str(port), "--speed", repr(float(speed))]
+    for scenario in scenarios:
+        options += ["--scenario", scenario]
+    command = [sys.executable, "-m", "mxlab.simulator.server", "--until-eof", *options]
+    process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        _, said = process.communicate(timeout=10)
+        raise ConfigError(f"simulate: {said.strip() or 'the simulator did not start'}")
+    return Simulation(process, json.loads(line), settings or Settings(seed=seed))

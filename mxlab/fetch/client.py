@@ -1,0 +1,248 @@
+"""`NexusClient`: one call in, one `Exchange` out; `Wire`: the rules that every request here obeys.
+
+A GET that starts work must not be sent twice by accident, and a session token must not travel. So: aiohttp's own
+re-sending of a GET is stopped (client_reqrep "retry_persistent_connection" repeats a GET when the connection
+drops, even a fresh one), whether a request left is taken from the trace and not from the exception, redirects
+are never followed, cookies are not kept, bodies are read bounded and undecoded, and no exception of aiohttp,
+which would hold the headers, leaves this module.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace, TracebackType
+from typing import Any, NoReturn, Self
+
+import aiohttp
+from yarl import URL
+
+from mxlab.errors import BadReply, ConnectFailed, ConnectionLost, NexusError, ReplyTimeout
+from mxlab.exchange import Exchange
+from mxlab.nexus.members import Reject
+from mxlab.nexus.protocol import (
+    LIST_MEMBERS,
+    MEDIA_TYPE,
+    MOST_WIRE_BYTES,
+    RECORDS_PER_PAGE,
+    SIMULATED_HEADER,
+    Endpoint,
+    read_reply,
+    rejected,
+    request_body,
+)
+from mxlab.settings import Settings
+from mxlab.tokens import SessionToken
+
+
+class _DroppedError(Exception):
+    """The connection ended; not one of aiohttp's errors, so that aiohttp does not send again."""
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise  # never reached the server
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+        raise _DroppedError from None
+
+
+async def _mark_left(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.left = True
+
+
+@dataclass(slots=True)
+class Sent:
+    """What is known of a request that was handed to the network."""
+
+    left: bool = False
+    seconds: float = 0.0
+    status: int | None = None
+    headers: Mapping[str, str] | None = None
+    body: bytes = b""
+
+
+class Wire:
+    """An open HTTP session that obeys the rules above; an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def __aenter__(self) -> Self:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_mark_left)
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._settings.concurrency + 10,  # the gate comes first: the pool never queues
+                ttl_dns_cache=300,
+                keepalive_timeout=50,
+                resolver=aiohttp.ThreadedResolver(),
+            ),
+            timeout=aiohttp.ClientTimeout(total=self._settings.reply_timeout_seconds, sock_connect=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trace_configs=[trace],
+            middlewares=(_send_once,),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.close()
+
+    async def send(
+        self, sent: Sent, method: str, url: URL, headers: dict[str, str], body: bytes | None
+    ) -> None:
+        """Send a request once and fill in `sent`.
+
+        Raises
+        ------
+        NexusError
+            Why there is no reply: `ConnectFailed`, `ReplyTimeout`, `ConnectionLost` or `BadReply`.
+        """
+        started = time.perf_counter()
+        failure: NexusError | None = None
+        try:
+            async with self._http.request(
+                method, url, headers=headers, data=body, allow_redirects=False, trace_request_ctx=sent
+            ) as response:
+                sent.status, sent.headers = response.status, response.headers
+                await _read_bounded(response, sent)
+        except asyncio.CancelledError as error:
+            raise error.with_traceback(None) from None  # frames of aiohttp hold the headers
+        except (aiohttp.ClientError, _DroppedError, BadReply, OSError, ValueError) as error:
+            failure = _failure(error, sent)
+        sent.seconds = time.perf_counter() - started
+        if failure is not None:
+            raise failure
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, sent: Sent) -> None:
+    if (response.content_length or 0) > MOST_WIRE_BYTES:
+        _too_large(response)
+    chunks = []
+    size = 0
+    try:
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MOST_WIRE_BYTES:
+                _too_large(response)
+    finally:
+        sent.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(response: aiohttp.ClientResponse) -> NoReturn:
+    response.close()
+    raise BadReply(f"the reply is larger than {MOST_WIRE_BYTES} bytes", reason="too_large")
+
+
+def _failure(error: Exception, sent: Sent) -> NexusError:
+    """Our error for one of the network's: what counts is whether the request left."""
+    if isinstance(error, BadReply):
+        return error
+    if not sent.left:
+        return ConnectFailed(f"could not connect: {type(error).__name__}")
+    if isinstance(error, TimeoutError):
+        return ReplyTimeout("no reply in time")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return BadReply("the head of the reply is not HTTP", reason="headers")
+    return ConnectionLost("the connection ended before the reply did")
+
+
+class NexusClient:
+    """Calls of Nexus for any user; an async context manager.
+
+    Parameters
+    ----------
+    settings
+        Its base_url, timeouts and flags.
+    now
+        Tells the run's time.
+    """
+
+    def __init__(self, settings: Settings, now: Callable[[], float]) -> None:
+        self._settings = settings
+        self._now = now
+        self._wire = Wire(settings)
+        self._list_url = self._url(f"/members?records_per_page={RECORDS_PER_PAGE}")
+
+    async def __aenter__(self) -> Self:
+        await self._wire.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._wire.__aexit__(kind, error, trace)
+
+    def _url(self, path: str) -> URL:
+        return URL(self._settings.base_url + path, encoded=True)
+
+    async def call(
+        self,
+        endpoint: Endpoint,
+        token: SessionToken,
+        session: str,
+        *,
+        guid: str = "",
+        page: int = 1,
+        attempt: int = 1,
+        queued_seconds: float = 0.0,
+    ) -> Exchange:
+        """One attempt at a request. Whatever comes of it is in the Exchange; only bugs are raised."""
+        sent = Sent()
+        sent_at = self._now()
+        error: NexusError | None = None
+        reply = None
+        rejects: list[Reject] = []
+        try:
+            await self._send(sent, endpoint, token, guid, page)
+            assert sent.status is not None
+            assert sent.headers is not None
+            reply = read_reply(endpoint, sent.status, sent.headers, sent.body, page=page)
+            rejects = reply.rejects
+        except NexusError as failure:
+            failure.session = session
+            error = failure.with_traceback(None)
+            if isinstance(failure, BadReply):
+                rejects = [rejected(failure.reason, sent.body)]
+            elif isinstance(failure, ConnectionLost) and sent.body:
+                rejects = [rejected("short_body", sent.body)]
+        return Exchange(
+            endpoint.name,
+            session,
+            token.user,
+            attempt,
+            sent_at,
+            self._now(),
+            sent.left,
+            queued_seconds,
+            sent.seconds,
+            sent.status,
+            error,
+            len(sent.body),
+            reply,
+            rejects,
+            [],
+            sent.headers is not None and SIMULATED_HEADER in sent.headers,
+        )
+
+    async def _send(self, sent: Sent, endpoint: Endpoint, token: SessionToken, guid: str, page: int) -> None:
+        if endpoint is LIST_MEMBERS:
+            url = self._list_url if page == 1 else self._list_url.update_query(page=page)
+        else:
+            url = self._url(endpoint.path.format(guid=guid))
+        body = request_body(
+            endpoint,
+            holdings=self._settings.include_holdings,
+            transactions=self._settings.include_transactions,
+        )
+        headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "gzip", "MD-SESSION-TOKEN": token.reveal()}
+        if body is not None:
+            headers["Content-Type"] = MEDIA_TYPE
+        await self._wire.send(sent, "GET", url, headers, body)

@@ -1,0 +1,272 @@
+"""Many users at once: exchanges as they come, and for each user one Ending.
+
+N workers share one iterator of users, one queue of users that are due, and one gate. A user who waits (for the
+next look, for a back-off) holds no worker and no task: a timer of the loop puts the user's `Track` back into the
+queue, ahead of new users, so that looks fall when they should.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from mxlab.errors import BadReply, ConfigError, MxlabError, NexusError
+from mxlab.exchange import Ending, Exchange, Intent, Progress, Verb
+from mxlab.fetch.client import NexusClient
+from mxlab.fetch.pace import Gate
+from mxlab.fetch.tracking import Call, Track
+from mxlab.settings import Settings
+from mxlab.tokens import Mint, SessionToken, Source, Turn, made
+
+_BATCH_SECONDS = 0.2
+_MOST_UNTAKEN = 20_000
+
+
+class Journal(Protocol):
+    """Where intents are written before a start is sent: a store's ledger, or memory."""
+
+    @property
+    def key(self) -> bytes:
+        """The key of the sessions' pseudonyms."""
+
+    def claim(self, session: str) -> bool | Intent:
+        """True for a new user, False for one who has had a turn, an Intent for one whose start is open."""
+
+    async def intend(self, intent: Intent) -> None:
+        """Write the intent; when it returns, it is durable."""
+
+
+class Batch(NamedTuple):
+    """What came since the batch before."""
+
+    exchanges: list[Exchange]
+    endings: list[Ending]
+
+
+@dataclass(slots=True)
+class _User:
+    """A user under way."""
+
+    turn: Turn
+    track: Track
+    session: str
+    token: SessionToken | None
+    ready_at: float = 0.0
+
+
+class Collection:
+    """One run over a source.
+
+    Parameters
+    ----------
+    source, settings, verb
+        Whom, how, and whether to start jobs.
+    journal
+        Has intents durable before each start.
+    progress
+        Updated as it goes.
+    gate
+        Of all requests; made from the settings where None.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        verb: Verb,
+        journal: Journal,
+        progress: Progress,
+        gate: Gate | None = None,
+    ) -> None:
+        self._source = source
+        self._settings = settings
+        self._verb = verb
+        self._journal = journal
+        self._progress = progress
+        self._gate = gate or Gate(settings.concurrency, settings.hard_rate)
+        self._rng = random.Random(settings.seed)
+        self._now = settings.clock.steady()
+        self._turns = source.turns(settings.seed)
+        self._turn_lock = asyncio.Lock()
+        self._due: deque[_User] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._room = asyncio.Event()
+        self._exchanges: list[Exchange] = []
+        self._endings: list[Ending] = []
+        self.exhausted = False
+        self.taken = 0
+        self.passed_over = 0
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """What comes, several times a second, until every user has ended."""
+        async with AsyncExitStack() as stack:
+            self._client = await stack.enter_async_context(NexusClient(self._settings, self._now))
+            minting = self._source.minting
+            self._mint: Mint | None = (
+                await stack.enter_async_context(minting(self._settings)) if minting else None
+            )
+            self._room.set()
+            workers = {asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)}
+            try:
+                running = workers
+                while running:
+                    done, running = await asyncio.wait(
+                        running, timeout=_BATCH_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+                    )
+                    for worker in done:
+                        worker.result()
+                    if self._exchanges or self._endings:
+                        yield self.rest()
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+                for timer in self._timers:
+                    timer.cancel()
+
+    def rest(self) -> Batch:
+        """What came since the last batch; after a stop, the last there is."""
+        batch = Batch(self._exchanges, self._endings)
+        self._exchanges, self._endings = [], []
+        self._room.set()
+        return batch
+
+    async def _work(self) -> None:
+        while (user := await self._next_user()) is not None:
+            await self._advance(user)
+
+    async def _next_user(self) -> _User | None:
+        """A user who is due, else a new one, else wait; None when all is over."""
+        while True:
+            await self._room.wait()
+            if self._due:
+                return self._due.popleft()
+            if self.exhausted and not self._progress.following:
+                self._wake(len(self._idle))
+                return None
+            if not self.exhausted and not self._turn_lock.locked():
+                user = await self._fresh()
+                if user is not None:
+                    return user
+                continue
+            idle = asyncio.get_running_loop().create_future()
+            self._idle.append(idle)
+            await idle
+
+    async def _fresh(self) -> _User | None:
+        """The next new user of the source, or None where there is none to be had now."""
+        async with self._turn_lock:  # a slow source holds one worker, never all
+            turn = await anext(self._turns, None)
+            self._wake(1)
+            if turn is None:
+                self.exhausted = True
+                return None
+            self.taken += 1
+            if self._settings.max_users is not None and self.taken > self._settings.max_users:
+                raise ConfigError(
+                    f"max_users: the source brings more than {self._settings.max_users} users; "
+                    "nothing was sent for the others. Raise max_users or use sample="
+                )
+        session = turn.pseudonym(self._journal.key)
+        claim = self._journal.claim(session)
+        if claim is False:
+            self.passed_over += 1
+            return None
+        now = self._now()
+        track = Track(
+            self._verb,
+            self._settings,
+            self._rng,
+            session,
+            now,
+            renews=turn.token is None,
+            intent=claim if isinstance(claim, Intent) else None,
+        )
+        self._progress.following += 1
+        return _User(turn, track, session, turn.token, time.perf_counter())
+
+    async def _advance(self, user: _User) -> None:
+        """Make calls for this user until one lies in the future or there is none left."""
+        while (call := user.track.call) is not None:
+            wait = self._settings.clock.real_seconds(call.due - self._now())
+            if wait > 0:
+                self._put_off(user, wait)
+                return
+            await self._perform(user, call)
+            user.ready_at = time.perf_counter()
+        columns = user.token.columns if user.token else {}
+        ending = user.track.ending(user.turn.user, columns)
+        self._endings.append(ending)
+        self._progress.count(ending)
+        self._progress.following -= 1
+        if self.exhausted and not self._progress.following:
+            self._wake(len(self._idle))
+
+    def _put_off(self, user: _User, wait: float) -> None:
+        def due() -> None:
+            self._timers.discard(timer)
+            user.ready_at = time.perf_counter()
+            self._due.append(user)
+            self._wake(1)
+
+        timer = asyncio.get_running_loop().call_later(wait, due)
+        self._timers.add(timer)
+
+    def _wake(self, workers: int) -> None:
+        while workers and self._idle:
+            idle = self._idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                workers -= 1
+
+    async def _perform(self, user: _User, call: Call) -> None:
+        """One call, with what it needs beforehand: an intent, a place at the gate, a token."""
+        if call.endpoint.starts_jobs:
+            await self._journal.intend(user.track.intent(self._now()))
+        await self._gate.enter()
+        error: NexusError | None = None
+        seconds = 0.0
+        try:
+            self._progress.in_flight = self._gate.in_flight
+            if user.token is None or user.track.must_renew:
+                user.token = await self._minted(user)
+                user.track.must_renew = False
+            exchange = await self._client.call(
+                call.endpoint,
+                user.token,
+                user.session,
+                guid=call.guid,
+                page=call.page,
+                attempt=call.attempt,
+                queued_seconds=time.perf_counter() - user.ready_at,
+            )
+            error, seconds = exchange.error, exchange.reply_seconds
+        except NexusError as failure:
+            error = failure
+            user.track.no_token(failure, self._now())
+        else:
+            user.track.received(exchange)
+            self._exchanges.append(exchange)
+            self._progress.requests += 1
+            if len(self._exchanges) >= _MOST_UNTAKEN:
+                self._room.clear()
+        finally:
+            self._gate.leave(error, seconds)
+        if error is not None and error.retry_after_seconds:
+            told = error.retry_after_seconds * (1 + 0.1 * self._rng.random())
+            self._gate.pause(self._settings.clock.real_seconds(told))
+
+    async def _minted(self, user: _User) -> SessionToken:
+        assert self._mint is not None
+        assert user.turn.user is not None
+        try:
+            return await made(self._mint, user.turn.user)
+        except MxlabError:
+            raise
+        except Exception as error:  # a callable of the user's: its message may hold a token
+            raise BadReply(f"the minting callable raised {type(error).__name__}", reason="mint") from None

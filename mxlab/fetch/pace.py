@@ -1,0 +1,122 @@
+"""`Gate`: how many requests at once and how many a second, one limit for the whole run.
+
+The limit starts low, doubles until the first sign of congestion and then moves by additive increase and
+multiplicative decrease (Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6). Times here are real seconds: the
+gate stands before the machine's own network.
+"""
+
+import asyncio
+import math
+from collections import deque
+
+from mxlab.errors import ConnectFailed, NexusError, RateLimited, Unavailable
+
+_DECREASE = 0.7
+_INCREASE = 4.0
+_SLOW_SECONDS = 5.0
+
+
+class Gate:
+    """A limit of requests in flight that adapts, and a hard cap of requests a second.
+
+    Parameters
+    ----------
+    ceiling
+        The limit never passes this.
+    rate
+        Requests a second at the most.
+    start
+        The limit at first; the ceiling itself holds it there until congestion shows.
+
+    Attributes
+    ----------
+    in_flight, most_in_flight
+        Requests under way now, and the most at once so far.
+    limit
+        How many may be under way.
+    """
+
+    def __init__(self, ceiling: int, rate: float = math.inf, *, start: int = 20) -> None:
+        self._ceiling = float(ceiling)
+        self._gap = 1.0 / rate
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._next = 0.0
+        self._closed_until = 0.0
+        self._smooth_seconds: float | None = None
+        self._doubling = True
+        self._cut_at = -math.inf
+        self.limit = float(min(start, ceiling))
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    async def enter(self) -> None:
+        """Wait for a place, then take it."""
+        if self._waiting or self.in_flight >= self.limit:
+            place = asyncio.get_running_loop().create_future()
+            self._waiting.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self._give_back()  # woken and cancelled at once: the place goes to the next
+                raise
+        else:
+            self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await self._until_open()
+        except asyncio.CancelledError:
+            self._give_back()
+            raise
+
+    async def _until_open(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (now := loop.time()) < self._closed_until:  # noqa: ASYNC110 - a pause may be prolonged meanwhile
+            await asyncio.sleep(self._closed_until - now)
+        if self._gap:
+            self._next = max(self._next + self._gap, now)
+            if (wait := self._next - now) > 0:
+                await asyncio.sleep(wait)
+
+    def leave(self, error: NexusError | None, seconds: float) -> None:
+        """Give the place back and learn from what came of the request.
+
+        Parameters
+        ----------
+        error
+            What went wrong, if anything did.
+        seconds
+            How long the reply took.
+        """
+        usual = self._smooth_seconds
+        slow = usual is not None and seconds > max(_SLOW_SECONDS, 3 * usual)
+        if slow or isinstance(error, RateLimited | Unavailable | ConnectFailed):
+            self._cut(_DECREASE)
+        elif error is None:
+            self._smooth_seconds = seconds if usual is None else usual + 0.1 * (seconds - usual)
+            if self.in_flight * 2 >= self.limit:
+                step = 1.0 if self._doubling else _INCREASE / self.limit
+                self.limit = min(self.limit + step, self._ceiling)
+        self._give_back()
+
+    def pause(self, seconds: float) -> None:
+        """Close for everybody, and open again at half the limit."""
+        until = asyncio.get_running_loop().time() + seconds
+        if until > self._closed_until:
+            self._closed_until = until
+            self._cut(0.5)
+
+    def _cut(self, factor: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._cut_at >= (self._smooth_seconds or 0.0) + 0.1:
+            self._cut_at = now
+            self._doubling = False
+            self.limit = max(1.0, self.limit * factor)
+
+    def _give_back(self) -> None:
+        self.in_flight -= 1
+        while self._waiting and self.in_flight < self.limit:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
