@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mxlab.api import Simulation as Simulation
     from mxlab.api import aggregate as aggregate
     from mxlab.api import observe as observe
+    from mxlab.api import preview as preview
     from mxlab.api import read_members as read_members
     from mxlab.api import simulate as simulate
     from mxlab.charts import CHARTS as CHARTS
@@ -47,6 +48,7 @@ _HOMES = {
     "draw": "charts",
     "minted": "tokens",
     "observe": "api",
+    "preview": "api",
     "read_members": "api",
     "report": "reporting",
     "simulate": "api",

@@ -4,11 +4,13 @@ Here fetching, which knows no tables, meets the store, which knows no network.
 """
 
 import asyncio
+import math
 import platform
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -77,6 +79,7 @@ async def aggregate(
             raise ConsentRequired(
                 "aggregate off loopback needs max_users, the run's ceiling, in its settings"
             )
+    _warn_of_age(users, settings)
     return await _collect("aggregate", users, settings, store, run)
 
 
@@ -93,7 +96,142 @@ async def observe(
     Parameters, returns and errors are those of `aggregate`, but that it needs no consent; ``outcome`` and the
     aggregation interval of its members are null.
     """
-    return await _collect("observe", _users(tokens, settings, sample), settings, store, run)
+    users = _users(tokens, settings, sample)
+    _warn_of_age(users, settings)
+    return await _collect("observe", users, settings, store, run)
+
+
+def _warn_of_age(users: Source, settings: Settings) -> None:
+    """Say before the start that tokens at hand will not last for all."""
+    fresh = _preview(users, settings, None, "").fresh_users
+    if fresh is not None and users.size is not None and users.size > fresh:
+        warnings.warn(
+            f"{users.size:,} session tokens at hand: at {settings.hard_rate:g} requests a second about {fresh:,} users "
+            "can be served before the tokens are 30 minutes old; use sso_tokens or minted for more",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an `aggregate` would do, before it does it.
+
+    Attributes
+    ----------
+    users
+        How many; None where the source does not know.
+    basis
+        Where the figures of members come from: a stored run, one observe pass, or nothing.
+    members
+        Members of these users; this and what follows is None without a basis.
+    inside_window
+        Members whose last success is less than three hours ago: MX starts nothing for them.
+    likely_prompts
+        Members whose user would likely be asked for something.
+    cannot
+        Members that MX does not aggregate: manual, closed, discontinued, without credentials, blocked.
+    calls
+        Requests, about: looks, starts, reads of jobs, sessions.
+    minutes
+        At the hard cap of requests a second, about; None where there is no cap.
+    fresh_users
+        For tokens that cannot be renewed: how many users can be started before the last token is 30 minutes old.
+    """
+
+    users: int | None
+    basis: str
+    members: int | None
+    inside_window: int | None
+    likely_prompts: int | None
+    cannot: int | None
+    calls: int | None
+    minutes: float | None
+    fresh_users: int | None
+
+    def __str__(self) -> str:
+        rows = [
+            ("users", self.users),
+            ("members", self.members),
+            ("inside the 3-hour window", self.inside_window),
+            ("would likely prompt their user", self.likely_prompts),
+            ("cannot be aggregated", self.cannot),
+            ("requests, about", self.calls),
+            ("minutes, about", self.minutes and round(self.minutes, 1)),
+            ("users within the tokens' 30 minutes", self.fresh_users),
+        ]
+        shown = [f"  {name:<38}{'not known' if value is None else f'{value:>10,}'}" for name, value in rows]
+        return "\n".join([f"an aggregate would do this (members from {self.basis}):", *shown])
+
+
+_WINDOW_SECONDS = 3 * 3600.0
+_SESSION_SECONDS = 1800.0
+_LOOKS = 5.0
+_PROMPTING = ("CHALLENGED", "REJECTED", "EXPIRED", "RECONNECTED", "PENDING")
+_NEVER = ("PREVENTED", "IMPORTED", "IMPAIRED", "CLOSED", "DISCONTINUED", "DISABLED")
+
+
+async def preview(
+    tokens: Tokens,
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    look: bool = False,
+    sample: int | None = None,
+) -> Preview:
+    """What an `aggregate` of these users would do; starts nothing.
+
+    Parameters
+    ----------
+    tokens, settings, sample
+        As `aggregate` takes them.
+    store
+        Its latest run of the same host tells of the members.
+    look
+        Make one observe pass now, which tells of them better.
+
+    Returns
+    -------
+    Preview
+        The 3-hour window and who is never aggregated follow MX's Platform pages; for Nexus they are our reading.
+    """
+    users = _users(tokens, settings, sample)
+    snap, basis = None, "nothing: give a store with a run of this host, or look=True"
+    if look:
+        snap = await _collect("observe", users, replace(settings, read_jobs=False), None, None)
+        basis = f"one observe pass, {snap.coverage}"
+    elif store is not None:
+        runs = await asyncio.to_thread(store.runs)
+        runs = runs[runs["host"] == settings.base_url]
+        if len(runs):
+            snap = await asyncio.to_thread(store.load, runs["run"].iloc[-1])
+            basis = f"stored run {snap.manifest['run']} of {snap.manifest['started_at']}"
+    return _preview(users, settings, snap, basis)
+
+
+def _preview(users: Source, settings: Settings, snap: Snapshot | None, basis: str) -> Preview:
+    counts: dict[str, int | None] = dict.fromkeys(("members", "inside_window", "likely_prompts", "cannot"))
+    settled = 0.0
+    if snap is not None and snap.coverage.answered:
+        members = snap.members[snap.members["user_state"] == "answered"]
+        status = members["connection_status"]
+        age = (
+            pd.Timestamp(settings.clock.time(), unit="s", tz="UTC") - members["successfully_aggregated_at"]
+        ).dt
+        never = status.isna() | status.isin(_NEVER)
+        inside = ~never & (age.total_seconds() < _WINDOW_SECONDS)
+        prompting = ~never & ~inside & status.isin(_PROMPTING)
+        scale = 1.0 if users.size is None else users.size / snap.coverage.answered
+        sums = (len(members), int(inside.sum()), int(prompting.sum()), int(never.sum()))
+        counts = {name: round(value * scale) for name, value in zip(counts, sums, strict=True)}
+        settled = float((~never & ~inside).sum()) / snap.coverage.answered
+    before = 2 if users.minting else 0
+    each = before + 2 + _LOOKS + settled * settings.read_jobs
+    calls = None if users.size is None else round(users.size * each)
+    rate = settings.hard_rate
+    minutes = None if calls is None or math.isinf(rate) else calls / rate / 60
+    fresh = None if users.minting or math.isinf(rate) else int(rate * _SESSION_SECONDS / (each - before))
+    return Preview(users.size, basis, **counts, calls=calls, minutes=minutes, fresh_users=fresh)
 
 
 def _users(tokens: Tokens, settings: Settings, sample: int | None) -> Source:
@@ -115,6 +253,7 @@ class _Memory:
     def __init__(self, run: str) -> None:
         self.run = run
         self.key = secrets.token_bytes(32)
+        self.manifest: dict[str, Any] = {}
         self.ended_before = 0
         self._claimed: set[str] = set()
         self._parts: dict[str, list[pa.Table]] = {name: [] for name in frames.TABLES}
@@ -153,6 +292,9 @@ class _Memory:
     def failures(self) -> pd.DataFrame:
         return frames.failures_frame(self._failures)
 
+    def note(self, **facts: object) -> None:
+        self.manifest |= facts
+
     def finish(self, manifest: Mapping[str, Any], coverage: Coverage, state: str) -> None:
         """Nothing is left to be written."""
 
@@ -175,7 +317,9 @@ class _Writer:
         """Take in a batch; waits only where the write before is not done when the next is due."""
         self._exchanges += exchanges
         self._endings += endings
-        self.simulated = self.simulated or any(exchange.simulated for exchange in exchanges)
+        if not self.simulated and any(exchange.simulated for exchange in exchanges):
+            self.simulated = True
+            await asyncio.to_thread(self._book.note, simulated=True)
         late = asyncio.get_running_loop().time() - self._begun_at > _BATCH_SECONDS
         if late or len(self._exchanges) + len(self._endings) >= _BATCH_ROWS:
             await self._done()
@@ -237,7 +381,7 @@ async def _collect(
             await writer.add(*collection.rest())
             await writer.flush()
             manifest["ended_at"] = _iso(settings.clock.time())
-            manifest["simulated"] = writer.simulated
+            manifest["simulated"] = writer.simulated or bool(book.manifest.get("simulated"))
             progress.phase = state
             await asyncio.to_thread(book.finish, manifest, snapshot().coverage, state)
         return snapshot()

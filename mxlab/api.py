@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,18 @@ def observe(
 ) -> Snapshot:
     """As `mxlab.aio.observe`, waiting for the result."""
     return start(aio.observe(tokens, settings, store=store, run=run, sample=sample)).result(tick=tick)
+
+
+def preview(
+    tokens: Tokens,
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    look: bool = False,
+    sample: int | None = None,
+) -> aio.Preview:
+    """As `mxlab.aio.preview`, waiting for the result."""
+    return start(aio.preview(tokens, settings, store=store, look=look, sample=sample)).result()
 
 
 def read_members(pattern: str | os.PathLike[str]) -> Snapshot:
@@ -174,6 +186,7 @@ def simulate(
     seed: int = 0,
     speed: float = 1.0,
     scenarios: Sequence[str] = (),
+    faults: Mapping[str, Any] | None = None,
     port: int = 0,
     settings: Settings | None = None,
 ) -> Simulation:
@@ -187,6 +200,9 @@ def simulate(
         Simulated seconds in a real one.
     scenarios
         What is planted, by name, as ``("slow_bank",)``.
+    faults
+        What goes wrong on the way, as figures of `mxlab.simulator.faults.Faults`:
+        ``{"latency_seconds": 0.02, "rates": {"close": 0.01}}``.
     port
         0 takes a free one.
     settings
@@ -202,6 +218,8 @@ def simulate(
         The port is in use, or a parameter is out of range.
     """
     options = ["--users", str(users), "--seed", str(seed), "--port", str(port), "--speed", repr(float(speed))]
+    if faults:
+        options += ["--faults", json.dumps(faults)]
     for scenario in scenarios:
         options += ["--scenario", scenario]
     command = [sys.executable, "-m", "mxlab.simulator.server", "--until-eof", *options]

@@ -131,7 +131,7 @@ class Followed:
         elif certain or (self._candidate and self._candidate[0] == verdict):
             self.outcome = verdict
             self.high = self._candidate[1] if self._candidate else high
-        else:
+        elif self.looks > 1 or verdict == "not_triggered":  # the reply to the kick-off never shows a failure
             self._candidate = verdict, high
 
     def _verdict(self) -> tuple[Outcome, bool]:
@@ -139,7 +139,9 @@ class Followed:
         member, baseline = self.member, self._baseline
         if baseline is None or not moved(member, baseline):
             return "not_triggered", False
-        if member.is_being_aggregated and member.connection_status != "CHALLENGED":
+        # A job that waits for the user may still count as running; the status of before does not say that it does.
+        challenged = member.connection_status == "CHALLENGED" != baseline.connection_status
+        if member.is_being_aggregated and not challenged:
             return "running", True
         if member.is_being_aggregated is None and member.connection_status == "CONNECTED":
             return ("finished", True) if _succeeded(member) else ("running", True)

@@ -1,0 +1,309 @@
+"""What moved between two snapshots, and what only seems to have."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from mxlab.analysis._inputs import (
+    STRING,
+    Bools,
+    Coverage,
+    Floats,
+    Ints,
+    answered,
+    codes,
+    described,
+    groups,
+    strings,
+    who_column,
+)
+from mxlab.analysis._intervals import adjusted, wilson
+from mxlab.analysis.status import NO_STATUS
+from mxlab.nexus.status import STATUSES, WHO_MUST_ACT
+
+_COLUMNS = ("guid", "connection_status", "who_must_act")
+_TRANSITIONS = {
+    "from_status": STRING,
+    "to_status": STRING,
+    "count": "int64",
+    "n": "int64",
+    "share": "float64",
+    "low": "float64",
+    "high": "float64",
+    "expected": "float64",
+    "p_value": "float64",
+    "q_value": "float64",
+    "is_change": "bool",
+}
+_MIX = {
+    "group": STRING,
+    "n_before": "int64",
+    "n_after": "int64",
+    "rate_before": "float64",
+    "rate_after": "float64",
+    "mix": "float64",
+    "rate": "float64",
+    "total": "float64",
+}
+
+
+def member_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """The members that appeared, vanished or moved to another connection status.
+
+    Parameters
+    ----------
+    before, after
+        Two `members` frames; ``guid``, ``connection_status``, ``who_must_act``, ``institution``, ``user_state``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one member: ``guid``, ``institution``, ``change`` (``appeared``, ``vanished``, ``moved``),
+        ``from_status``, ``to_status``, ``from_who``, ``to_who``. ``attrs``: ``n_before``, ``n_after``,
+        ``n_both``, ``n_moved``.
+
+    Notes
+    -----
+    MX deletes PENDING members after an hour, so some vanish without anyone's doing. Members of users who
+    answered in only one of the two appear and vanish too: compare the coverage.
+    """
+    sides = _sides(before, after, "member_changes", "institution")
+    at = _matched(*sides)
+    words, status = _words(sides, at, "connection_status", NO_STATUS)
+    acting, who = _words(sides, at, "who_must_act", "")
+    banks, bank = _words(sides, at, "institution", "")
+    present = (at >= 0).all(axis=0)
+    moved = present & (status[0] != status[1])
+    kept = np.flatnonzero(moved | ~present)
+    change = np.select([at[0, kept] < 0, at[1, kept] < 0], ["appeared", "vanished"], "moved")
+    every = pd.concat([side["guid"] for side in sides], ignore_index=True)
+    guid = every.take(np.where(at[0] >= 0, at[0], at[1] + len(sides[0]))[kept])
+
+    def named(numbers: Ints, of: list[str]) -> list[str | None]:
+        return [of[number] or None if number >= 0 else None for number in numbers]
+
+    found = pd.DataFrame(
+        {
+            "guid": guid.astype(STRING).reset_index(drop=True),
+            "institution": strings(named(np.where(bank[1] >= 0, bank[1], bank[0])[kept], banks)),
+            "change": strings(change.tolist()),
+            "from_status": strings(named(status[0][kept], words)),
+            "to_status": strings(named(status[1][kept], words)),
+            "from_who": who_column(named(who[0][kept], acting)),
+            "to_who": who_column(named(who[1][kept], acting)),
+        }
+    )
+    sizes: dict[Hashable, Any] = {"n_before": int((at[0] >= 0).sum()), "n_after": int((at[1] >= 0).sum())}
+    found.attrs = {**sizes, "n_both": int(present.sum()), "n_moved": int(moved.sum())}
+    return found
+
+
+def transitions(
+    before: pd.DataFrame, after: pd.DataFrame, *, by_who: bool = False, fdr: float = 0.05
+) -> pd.DataFrame:
+    """How many members moved from each status to each other, against as many moving back.
+
+    Parameters
+    ----------
+    before, after
+        As `member_changes` takes them; only members in both count.
+    by_who
+        Between answers to "who must act" instead of statuses.
+    fdr
+        False-discovery rate over all pairs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one pair that occurs, in the order of charts.
+
+        ===================  =======  ==================================================================
+        from_status          string   before
+        to_status            string   after
+        count                int64    members
+        n                    int64    members with `from_status` before
+        share, low, high     float64  count / n with its 95 % Wilson interval
+        expected             float64  the mean of both directions: what a fleet in balance would show
+        p_value, q_value     float64  of so many more one way than back (sign test); adjusted
+        is_change            bool     more go this way than come back, and q_value ≤ `fdr`
+        ===================  =======  ==================================================================
+
+        ``attrs``: ``n``, ``n_moved``, ``p_value`` (Bowker's test of balance over all pairs), ``is_change``.
+
+    Notes
+    -----
+    A. H. Bowker, J. Am. Stat. Assoc. 43 (1948) 572, doi:10.1080/01621459.1948.10483284. Statuses come and go
+    in a fleet where nothing happens; a change is what does not balance.
+    """
+    sides = _sides(before, after, "transitions")
+    at = _matched(*sides)
+    at = at[:, (at >= 0).all(axis=0)]
+    found, number = _words(sides, at, "who_must_act" if by_who else "connection_status", NO_STATUS)
+    order = {str(name): place for place, name in enumerate(WHO_MUST_ACT if by_who else STATUSES)}
+    used = np.flatnonzero(np.bincount(number.ravel(), minlength=len(found)))
+    words = sorted((found[i] for i in used), key=lambda word: (order.get(word, len(order)), word))
+    place = np.zeros(len(found), np.int64)
+    place[[found.index(word) for word in words]] = np.arange(len(words))
+    width = len(words)
+    flat = place[number[0]] * width + place[number[1]]
+    matrix = np.bincount(flat, minlength=width * width).reshape(width, width).astype(np.float64)
+    start, end = np.nonzero(matrix)
+    count, back = matrix[start, end], matrix[end, start]
+    n = matrix.sum(axis=1)[start] if width else count
+    p_value = np.where(start == end, np.nan, stats.binom.sf(count - 1, count + back, 0.5))
+    q_value = adjusted(p_value)
+    low, high = wilson(count, n)
+    values = (
+        [words[i] for i in start],
+        [words[j] for j in end],
+        count,
+        n,
+        count / np.maximum(n, 1),
+        low,
+        high,
+        (count + back) / 2,
+        p_value,
+        q_value,
+        (q_value <= fdr) & (count > back),
+    )
+    frame = pd.DataFrame(dict(zip(_TRANSITIONS, values, strict=True))).astype(_TRANSITIONS)
+    statistic, degrees = _bowker(matrix)
+    whole = float(stats.chi2.sf(statistic, degrees)) if degrees else 1.0
+    moved = int(count[start != end].sum())
+    frame.attrs = {
+        "n": at.shape[1],
+        "n_moved": moved,
+        "p_value": whole,
+        "is_change": whole <= fdr,
+        "by_who": by_who,
+    }
+    return frame
+
+
+def mix_and_rate(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    by: str = "institution",
+    who: str = "nobody",
+    coverage: Coverage | None = None,
+) -> pd.DataFrame:
+    """A change of the fleet's rate, split into another mix of members and other rates; it adds up exactly.
+
+    Parameters
+    ----------
+    before, after
+        Two `members` frames; ``who_must_act``, ``user_state`` and the column of `by`.
+    by
+        The groups whose mix may change.
+    who
+        Whose share is the rate: ``nobody`` is the share connected.
+    coverage
+        Of `after`; kept in ``attrs``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one group, the largest effect first: ``group``, ``n_before``, ``n_after``, ``rate_before``,
+        ``rate_after`` (missing where it has no member), ``mix``, ``rate``, ``total`` = mix + rate, in shares
+        of the fleet. ``attrs``: ``before``, ``after``, ``total``, ``mix``, ``rate`` with ``…_low`` and
+        ``…_high`` (95 %) and ``mix_is_change``, ``rate_is_change``.
+
+    Notes
+    -----
+    E. M. Kitagawa, J. Am. Stat. Assoc. 50 (1955) 1168, doi:10.1080/01621459.1955.10501299, about the rate
+    before, so that a group's mix effect is whether its growth helped. A group that is in one snapshot only has
+    the same rate in both: it changes the mix. The intervals take the two snapshots as independent samples,
+    which is wide for the same members seen twice.
+    """
+    names, n, k = _rates(before, after, by, who)
+    total = n.sum(axis=1, keepdims=True)
+    weight = n / np.maximum(total, 1)
+    with np.errstate(invalid="ignore"):
+        rate = np.where(n > 0, k / np.maximum(n, 1), np.nan)
+    filled = np.where(np.isnan(rate), rate[::-1], rate)
+    fleet = k.sum(axis=1) / np.maximum(total[:, 0], 1)
+    middle = filled.mean(axis=0) if len(names) else np.zeros(0)
+    mix = (weight[1] - weight[0]) * (middle - fleet.mean())
+    rates = (filled[1] - filled[0]) * weight.mean(axis=0)
+    values = (names, n[0], n[1], rate[0], rate[1], mix, rates, mix + rates)
+    frame = pd.DataFrame(dict(zip(_MIX, values, strict=True))).astype(_MIX)
+    frame = frame.iloc[np.argsort(-np.abs(mix + rates), kind="stable")].reset_index(drop=True)
+    usual = filled * (1 - filled)
+    error_rate = np.sqrt((weight.mean(axis=0) ** 2 * (usual / np.maximum(n, 1) * (n > 0)).sum(axis=0)).sum())
+    spread = (weight * (middle - (weight * middle).sum(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    error_mix = np.sqrt((spread / np.maximum(total[:, 0], 1)).sum())
+    error_total = np.sqrt((fleet * (1 - fleet) / np.maximum(total[:, 0], 1)).sum())
+    found: dict[Hashable, Any] = {"before": float(fleet[0]), "after": float(fleet[1])}
+    parts = (
+        ("total", mix.sum() + rates.sum(), error_total),
+        ("mix", mix.sum(), error_mix),
+        ("rate", rates.sum(), error_rate),
+    )
+    for word, value, error in parts:
+        low, high = float(value - 1.96 * error), float(value + 1.96 * error)
+        found |= {word: float(value), f"{word}_low": low, f"{word}_high": high}
+        found[f"{word}_is_change"] = bool(error > 0 and (low > 0 or high < 0))
+    frame.attrs = {**found, "by": by, "who": who, "coverage": described(coverage)}
+    return frame
+
+
+def _sides(before: pd.DataFrame, after: pd.DataFrame, function: str, *more: str) -> list[pd.DataFrame]:
+    """The members of both that have a guid; of a guid that comes twice, the first."""
+    sides = []
+    for frame in (before, after):
+        rows = answered(frame, function, *_COLUMNS, *more)[[*_COLUMNS, *more]]
+        kept = (rows["guid"].notna() & ~rows["guid"].duplicated()).to_numpy()
+        sides.append(rows if kept.all() else rows.loc[kept])
+    return sides
+
+
+def _matched(before: pd.DataFrame, after: pd.DataFrame) -> Ints:
+    """Positions in both of each member: those in both, then the vanished, then the new; −1 for none."""
+    first, second = (pa.array(rows["guid"], type=pa.large_string()) for rows in (before, after))
+    where = pc.fill_null(pc.index_in(second, value_set=first), -1).to_numpy().astype(np.int64)
+    there = np.flatnonzero(where >= 0)
+    lost = np.ones(len(before), bool)
+    lost[where[there]] = False
+    gone, new = np.flatnonzero(lost), np.flatnonzero(where < 0)
+    old = np.concatenate([where[there], gone, np.full(len(new), -1)])
+    return np.stack([old, np.concatenate([there, np.full(len(gone), -1), new])])
+
+
+def _words(sides: list[pd.DataFrame], at: Ints, column: str, missing: str) -> tuple[list[str], Ints]:
+    """The words of a column in both, and for each matched member their numbers; −1 where it is not there."""
+    words: list[str] = [missing]
+    numbers = []
+    for rows, places in zip(sides, at, strict=True):
+        found, own = codes(rows[column])
+        words += [word for word in own if word not in words]
+        mapped = np.array([*(words.index(word) for word in own), 0], dtype=np.int64)[found]
+        numbers.append(np.append(mapped, -1)[places])
+    return words, np.stack(numbers)
+
+
+def _bowker(matrix: Floats) -> tuple[float, int]:
+    upper = np.triu_indices(len(matrix), 1)
+    there, back = matrix[upper], matrix.T[upper]
+    some = there + back > 0
+    return float(((there - back)[some] ** 2 / (there + back)[some]).sum()), int(some.sum())
+
+
+def _rates(before: pd.DataFrame, after: pd.DataFrame, by: str, who: str) -> tuple[list[str], Floats, Floats]:
+    """Groups, and members and those who count by snapshot and group."""
+    sides = [answered(frame, "mix_and_rate", "who_must_act", by) for frame in (before, after)]
+    parts = [groups(rows, by, "mix_and_rate") for rows in sides]
+    names = list(dict.fromkeys([*parts[0][2], *parts[1][2]]))
+    place = {name: number for number, name in enumerate(names)}
+    n, k = np.zeros((2, len(names))), np.zeros((2, len(names)))
+    for side, (rows, (positions, group, own)) in enumerate(zip(sides, parts, strict=True)):
+        mapped = np.array([place[name] for name in own], dtype=np.int64)[group]
+        counts: Bools = (rows["who_must_act"] == who).to_numpy(dtype=bool, na_value=False)[positions]
+        n[side] = np.bincount(mapped, minlength=len(names))
+        k[side] = np.bincount(mapped, counts, len(names))
+    return names, n, k

@@ -1,0 +1,422 @@
+"""Aggregation time: how long from the kick-off until a member's aggregation is through."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from mxlab.analysis import _censored
+from mxlab.analysis._censored import Intervals, Smooth
+from mxlab.analysis._inputs import (
+    STRING,
+    Bools,
+    Coverage,
+    Floats,
+    Ints,
+    answered,
+    codes,
+    described,
+    groups,
+    need,
+    strings,
+    table,
+)
+from mxlab.analysis._intervals import adjusted
+
+#: Which duration of a row is taken: its job's own where it was read, else the looks'; or only one of them.
+Duration = Literal["best", "job", "looks"]
+
+#: Fewer finished aggregations than this have a curve, but no quantile.
+FEWEST = 10
+#: A quantile is not identified where no look falls within a span this many times as long as its beginning.
+WIDEST_GAP = 1.25
+#: The standard normal's 97.5 % point.
+Z95 = 1.959963984540054
+
+_COLUMNS = (
+    "outcome",
+    "who_must_act",
+    "session",
+    "aggregation_seconds_low",
+    "aggregation_seconds_high",
+    "job_seconds",
+)
+_QUANTILES = {
+    "group": STRING,
+    "n": "int64",
+    "n_exact": "int64",
+    "n_interval": "int64",
+    "n_censored": "int64",
+    "share_censored": "float64",
+    **{
+        f"{p}{end}": STRING if end == "_why" else "float64"
+        for p in ("p50", "p90")
+        for end in ("", "_low", "_high", "_why")
+    },
+}
+_SLOW = {
+    "n": "int64",
+    "n_censored": "int64",
+    "ratio": "float64",
+    "ratio_low": "float64",
+    "ratio_high": "float64",
+    "p50": "float64",
+    "p_value": "float64",
+    "q_value": "float64",
+    "is_slower": "bool",
+}
+_CURVE = ("seconds", "share", "low", "high", "step", "naive")
+
+
+@dataclass(frozen=True)
+class Times:
+    """The aggregations that have a time, one element a row.
+
+    Attributes
+    ----------
+    rows
+        Positions in the frame of answered rows.
+    low, high
+        Seconds; equal where the time is exact, high infinite where following ended first.
+    seen
+        The first look that saw it done; the exact time where there was none.
+    user
+        A number for each user.
+    left_out
+        How many aggregations ended otherwise, by outcome, and how many have no readable time.
+    """
+
+    rows: Ints
+    low: Floats
+    high: Floats
+    seen: Floats
+    user: Ints
+    left_out: dict[str, int]
+
+    def take(self, rows: Ints | Bools) -> "Times":
+        """These rows of it."""
+        return Times(
+            self.rows[rows], self.low[rows], self.high[rows], self.seen[rows], self.user[rows], self.left_out
+        )
+
+    @property
+    def mix(self) -> dict[str, int]:
+        """How many are exact, intervals, censored."""
+        exact, censored = int((self.low == self.high).sum()), int(np.isinf(self.high).sum())
+        n = len(self.low)
+        return {"n": n, "n_exact": exact, "n_interval": n - exact - censored, "n_censored": censored}
+
+
+def aggregation_times(rows: pd.DataFrame, function: str, duration: Duration = "best") -> Times:
+    """The population of every figure on aggregation time, from rows of users who answered."""
+    need(rows, _COLUMNS, function)
+    outcome = rows["outcome"]
+    finished, running = _is(outcome, "finished"), _is(outcome, "running")
+    low, high, job = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in _COLUMNS[3:])
+    observed = outcome.isna().to_numpy() & _is(rows["who_must_act"], "nobody")
+    exact = (finished | observed) & (job >= 0) & (duration != "looks")
+    looked = finished & (high >= np.nan_to_num(low)) & ~exact & (duration != "job")
+    open_ended = running & (low >= 0) & (duration != "job")
+    used = exact | looked | open_ended
+    start = np.where(exact, job, np.where(looked, np.nan_to_num(low), low))
+    end = np.where(exact, job, np.where(looked, high, np.inf))
+    seen = np.where(high >= 0, high, end)
+    others = ("waiting_on_user", "failed", "not_triggered")
+    left_out = {word: int(_is(outcome, word).sum()) for word in others}
+    left_out["no_time"] = int(((finished | running) & ~used).sum())
+    positions = np.flatnonzero(used)
+    user = codes(rows["session"])[0][positions]
+    user = np.unique(user, return_inverse=True)[1] if len(user) else user
+    return Times(positions, start[used], end[used], np.where(open_ended, np.inf, seen)[used], user, left_out)
+
+
+def aggregation_latency(
+    members: pd.DataFrame,
+    *,
+    coverage: Coverage | None = None,
+    by: str | None = None,
+    top: int = 6,
+    duration: Duration = "best",
+) -> pd.DataFrame:
+    """The distribution of aggregation time, of aggregations that finish.
+
+    Parameters
+    ----------
+    members
+        The `members` frame of an `aggregate`: ``outcome``, ``who_must_act``, ``user_state``, ``session``,
+        ``aggregation_seconds_low``, ``aggregation_seconds_high``, ``job_seconds``, and the column of `by`. Of
+        an `observe`, the last job of connected members is taken.
+    coverage
+        Kept in ``attrs``.
+    by, top
+        A column, and how many of its largest groups have a curve each.
+    duration
+        ``best``: the job's own time where it was read, else the interval between looks; ``job`` or ``looks``:
+        only that.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one point of one curve.
+
+        =========  =======  ==========================================================================
+        [by]       string   the group, where `by` is given
+        seconds    float64  time since the kick-off
+        share      float64  finished by then: the smooth maximum of the likelihood; missing below 10 members
+        low, high  float64  95 % band of it, robust to members of one user being alike
+        step       float64  Turnbull's nonparametric maximum
+        naive      float64  seen finished by then: what a simple poll reports; late by up to a look
+        =========  =======  ==========================================================================
+
+        ``attrs``: ``n``, ``n_exact``, ``n_interval``, ``n_censored``; ``left_out`` (aggregations that ended
+        otherwise, by outcome, and ``no_time``); ``still_running`` (the share that following did not see end);
+        ``quantiles``, rows of `latency_quantiles`; ``by``, ``coverage``, ``duration``.
+
+    Notes
+    -----
+    Population: users who answered, aggregations finished or, right-censored, still running.
+    ``not_triggered`` has no time. Waiting on the user and failing are other ends: `outcomes_over_time` has
+    them all. A time is exact where the job was read (``finished_at − started_at``), else an interval from the
+    last look that saw it running to the first that saw it settled.
+    """
+    rows = answered(members, "aggregation_latency", *_COLUMNS)
+    times = aggregation_times(rows, "aggregation_latency", duration)
+    parts = _parts(rows, times, by, "aggregation_latency")[:top]
+    fits = [_fit(part) for _, part in parts]
+    curves = [(name, _curve(part, fit)) for (name, part), fit in zip(parts, fits, strict=True)]
+    frame = pd.DataFrame(
+        {column: np.concatenate([curve[column] for _, curve in curves] or [np.zeros(0)]) for column in _CURVE}
+    )
+    frame = frame.astype("float64")
+    if by is not None:
+        frame.insert(0, by, strings(name for name, curve in curves for _ in curve["seconds"]))
+    quantiles = [_row(name, part, fit) for (name, part), fit in zip(parts, fits, strict=True)]
+    frame.attrs = {
+        **_attrs(times, by, duration, coverage),
+        "still_running": float(1 - fits[0].step[-2]) if fits and by is None else None,
+        "quantiles": [{k: None if pd.isna(v) else v for k, v in row.items()} for row in quantiles],
+    }
+    return frame
+
+
+def latency_quantiles(
+    members: pd.DataFrame,
+    *,
+    coverage: Coverage | None = None,
+    by: str | None = None,
+    duration: Duration = "best",
+) -> pd.DataFrame:
+    """Median and 90 % point of aggregation time, with 95 % intervals, in all or by group.
+
+    Parameters
+    ----------
+    members, coverage, by, duration
+        As `aggregation_latency` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one group, the largest first.
+
+        ============================  =======  ========================================================
+        group                         string   the value of `by`; ``all`` without it
+        n                             int64    aggregations finished or still running
+        n_exact, n_interval           int64    of these, timed by the job itself; by looks
+        n_censored, share_censored             of these, still running when following ended
+        p50, p50_low, p50_high        float64  seconds, and the ends of the interval
+        p50_why                       string   why p50 is missing, where it is
+        p90, p90_low, p90_high        float64  as p50
+        p90_why                       string   as p50_why
+        ============================  =======  ========================================================
+
+        Where the looks leave a gap around a quantile it is missing, and low and high are the ends of the gap.
+    """
+    rows = answered(members, "latency_quantiles", *_COLUMNS)
+    times = aggregation_times(rows, "latency_quantiles", duration)
+    found = [_row(name, part) for name, part in _parts(rows, times, by, "latency_quantiles")]
+    frame = table(found, _QUANTILES)
+    frame.attrs = _attrs(times, by, duration, coverage)
+    return frame
+
+
+def slow_institutions(
+    members: pd.DataFrame,
+    *,
+    coverage: Coverage | None = None,
+    by: str = "institution",
+    duration: Duration = "best",
+    fdr: float = 0.01,
+    least_ratio: float = 1.5,
+) -> pd.DataFrame:
+    """Which institutions take longer than the rest, by a rank test that knows intervals and censoring.
+
+    Parameters
+    ----------
+    members, coverage, duration
+        As `aggregation_latency` takes them.
+    by
+        What is compared: ``institution``, ``institution_guid``, or any column.
+    fdr
+        False-discovery rate over all that are compared.
+    least_ratio
+        A difference smaller than this is not called slower, however certain.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one institution with at least 10 aggregations, the slowest first.
+
+        =====================  =======  ==============================================================
+        [by]                   string   the institution
+        n                      int64    aggregations finished or still running
+        n_censored             int64    of these, still running when following ended
+        ratio                  float64  its median time over that of the institutions not called slower
+        ratio_low, ratio_high  float64  95 % interval of it
+        p50                    float64  its median, seconds: the others' median times `ratio`
+        p_value                float64  of its being no slower than the rest, one-sided
+        q_value                float64  the same, adjusted for how many are compared
+        is_slower              boolean  q_value ≤ `fdr`, ratio ≥ `least_ratio`, its interval above 1
+        =====================  =======  ==============================================================
+
+        ``attrs``: as `latency_quantiles`, and ``fdr``, ``least_ratio``, ``compared``.
+
+    Notes
+    -----
+    Normal scores of the intervals under the common curve, compared with their variance under permutation:
+    M. P. Fay, J. H. Shih, J. Am. Stat. Assoc. 93 (1998) 387, doi:10.1080/01621459.1998.10474113. The ratio
+    is the maximum-likelihood shift of the common curve in probits, read back as time.
+    """
+    rows = answered(members, "slow_institutions", *_COLUMNS)
+    times = aggregation_times(rows, "slow_institutions", duration)
+    positions, group, names = groups(rows.iloc[times.rows], by, "slow_institutions")
+    times = times.take(positions)
+    sizes = np.bincount(group, minlength=len(names)).astype(np.float64)
+    kept = np.flatnonzero(sizes >= FEWEST)
+    found: list[dict[str, Any]] = []
+    if len(kept) and np.isfinite(times.high).sum() >= FEWEST:
+        p_value, ratio, p50 = _against_the_rest(times, group, sizes, fdr)
+        q_value = np.full(len(names), np.nan)
+        q_value[kept] = adjusted(p_value[kept])
+        slower = (q_value <= fdr) & (ratio[0] >= least_ratio) & (ratio[1] > 1)
+        censored = np.bincount(group, np.isinf(times.high), len(names))
+        for place in kept:
+            number = dict(zip(("ratio", "ratio_low", "ratio_high"), ratio[:, place], strict=True))
+            tested = {"p_value": p_value[place], "q_value": q_value[place], "is_slower": slower[place]}
+            counted = {by: names[place], "n": sizes[place], "n_censored": censored[place]}
+            found.append({**counted, **number, "p50": p50 * ratio[0, place], **tested})
+    found.sort(key=lambda row: (not row["is_slower"], -row["ratio_low"]))
+    frame = table(found, {by: STRING, **_SLOW})
+    frame.attrs = {
+        **_attrs(times, by, duration, coverage),
+        "fdr": fdr,
+        "least_ratio": least_ratio,
+        "compared": len(kept),
+    }
+    return frame
+
+
+def _against_the_rest(times: Times, group: Ints, sizes: Floats, fdr: float) -> tuple[Floats, Floats, float]:
+    """For each group the p-value, the ratio with its interval, and the median that it is a ratio to."""
+    known = _censored.intervals(times.low, times.high)
+    knots = _censored.knots_for(known, _censored.turnbull(known))
+    curve = _censored.smooth(known, knots)
+    score = _censored.normal_scores(known, curve)[known.pair]
+    n, width = len(score), len(sizes)
+    total = np.bincount(group, score - score.mean(), width)
+    variance = score.var() * sizes * (n - sizes) / max(n - 1, 1)
+    p_value = stats.norm.sf(total / np.sqrt(np.where(variance > 0, variance, np.nan)))
+    slow = np.nan_to_num(adjusted(p_value), nan=1.0) <= fdr
+    if slow.any() and not slow[sizes > 0].all():
+        rest = np.bincount(known.pair, np.where(slow[group], 0.0, 1.0), len(known.rows)).astype(np.float64)
+        curve = _censored.smooth(known._replace(rows=rest), knots, like=curve.probits)
+    shift, error = _censored.shifts(known, curve, group, width)
+    p50 = curve.quantile(0.5)
+    ends = [shift, shift - Z95 * error, shift + Z95 * error]
+    ratio = np.array([[curve.quantile(float(special.ndtr(z))) for z in end] for end in ends]) / p50
+    return p_value, ratio, p50
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Both curves of one group."""
+
+    intervals: Intervals
+    step: Floats
+    smooth: Smooth | None
+
+
+def _fit(times: Times, tolerance: float = 1e-4) -> Fit:
+    known = _censored.intervals(times.low, times.high)
+    step = _censored.turnbull(known, tolerance=tolerance)
+    if np.isfinite(times.high).sum() < FEWEST:
+        return Fit(known, step, None)
+    knots = _censored.knots_for(known, step)
+    return Fit(known, step, _censored.smooth(known, knots, user=times.user))
+
+
+def _attrs(
+    times: Times, by: str | None, duration: Duration, coverage: Coverage | None
+) -> dict[Hashable, Any]:
+    kept: dict[Hashable, Any] = {"left_out": times.left_out, "by": by, "duration": duration}
+    kept.update(times.mix)
+    kept["coverage"] = described(coverage)
+    return kept
+
+
+def _curve(times: Times, fit: Fit, points: int = 240) -> dict[str, Floats]:
+    inner = fit.intervals.bounds[1:-1]
+    first = inner[0] if fit.smooth is None else min(np.exp(fit.smooth.knots[0]), inner[-1])
+    seconds = np.geomspace(max(first / 2, _censored.SHORTEST_SECONDS), max(inner[-1], 1.0), points)
+    missing = np.full(points, np.nan)
+    bands = (missing,) * 3 if fit.smooth is None else (fit.smooth.share(seconds, z) for z in (0, -Z95, Z95))
+    share, low, high = bands
+    step = fit.step[np.searchsorted(fit.intervals.bounds, seconds, side="right") - 1]
+    naive = np.searchsorted(np.sort(times.seen), seconds, side="right") / len(times.seen)
+    return dict(zip(_CURVE, (seconds, share, low, high, step, naive), strict=True))
+
+
+def _row(name: str, times: Times, fit: Fit | None = None) -> dict[str, Any]:
+    n = len(times.low)
+    row: dict[str, Any] = {
+        "group": name,
+        **times.mix,
+        "share_censored": times.mix["n_censored"] / n if n else np.nan,
+    }
+    fit = fit or (_fit(times, 1e-2) if n else None)
+    for label, share in (("p50", 0.5), ("p90", 0.9)):
+        seconds, low, high, why = _quantile(fit, share)
+        row |= {label: seconds, f"{label}_low": low, f"{label}_high": high, f"{label}_why": why}
+    return row
+
+
+def _quantile(fit: Fit | None, share: float) -> tuple[float, float, float, str]:
+    """The quantile with its interval, or why there is none and between what times it lies."""
+    nan = float("nan")
+    if fit is None:
+        return nan, nan, nan, "no aggregation with a time"
+    bounds, place = fit.intervals.bounds, int(np.searchsorted(fit.step, share - 1e-12))
+    start, end = float(bounds[place - 1]), float(bounds[place])
+    if np.isinf(end):
+        return nan, start, nan, "following ended first"
+    if end > WIDEST_GAP * start:
+        return nan, start, end, f"no look between {start:.3g} and {end:.3g} s"
+    if fit.smooth is None:
+        return nan, nan, nan, f"fewer than {FEWEST} finished"
+    low, high = fit.smooth.quantile(share, Z95), fit.smooth.quantile(share, -Z95)
+    return fit.smooth.quantile(share), low, high, ""
+
+
+def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Times]]:
+    """The times of each group that has any, the largest first."""
+    positions, group, names = groups(rows.iloc[times.rows], by, function)
+    order = np.argsort(group, kind="stable")
+    ends = np.cumsum(np.bincount(group, minlength=len(names)))
+    parts = np.split(positions[order], ends[:-1]) if len(names) else []
+    return [(name, times.take(part)) for name, part in zip(names, parts, strict=True) if len(part)]
+
+
+def _is(column: pd.Series, word: str) -> Bools:
+    return (column == word).to_numpy(dtype=bool, na_value=False)

@@ -1,0 +1,556 @@
+"""What is wrong with the records themselves: rules for a member, each with its reason and its source."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mxlab.analysis._inputs import STRING, Bools, need, strings, table
+from mxlab.nexus.status import STATUSES
+
+#: error: the record contradicts itself or MX's documentation; warning: likely wrong; notice: worth knowing.
+Severity = Literal["error", "warning", "notice"]
+Test = Callable[[pd.DataFrame], Bools]
+
+#: Clocks may differ by this much.
+CLOCK_SECONDS = 60.0
+HOUR_SECONDS = 3_600.0
+DAY_SECONDS = 86_400.0
+#: No aggregation is older: MX was founded in 2010.
+FIRST_DAY = pd.Timestamp("2010-01-01", tz="UTC")
+USE_CASES = ("PFM", "MONEY_MOVEMENT")
+PREFIXES = {"guid": "MBR-", "user_guid": "USR-", "institution_guid": "INS", "most_recent_job_guid": "JOB-"}
+
+_TEXT = ("guid", "user_guid", "institution_guid", "institution_code", "name", "most_recent_job_guid")
+_TIMES = ("aggregated_at", "successfully_aggregated_at", "seen_at")
+_COLUMNS = (
+    *_TEXT,
+    *_TIMES,
+    "institution",
+    "external_guid",
+    "metadata",
+    "connection_status",
+    "eligible",
+    "is_being_aggregated",
+    "is_oauth",
+    "background_aggregation_is_disabled",
+    "age_seconds",
+    "aggregation_seconds_low",
+    "aggregation_seconds_high",
+    "job_seconds",
+    "outcome",
+    "extra",
+)
+_MEMBER = "MX Nexus reference, members overview"
+_OURS = "mxlab's own reading"
+
+
+class Rule(NamedTuple):
+    """One rule for a member record.
+
+    Attributes
+    ----------
+    id, severity
+        Its name, and how bad it is.
+    reason
+        Why a failing record matters.
+    source
+        Where the rule comes from.
+    test
+        From the `members` frame to True where a record fails.
+    """
+
+    id: str
+    severity: Severity
+    reason: str
+    source: str
+    test: Test
+
+
+class Waiver(NamedTuple):
+    """A finding that is known and accepted until a day.
+
+    Attributes
+    ----------
+    rule
+        The rule's id.
+    until
+        The first moment at which it counts again.
+    why
+        The reason, for the next reader.
+    institution
+        Only there; everywhere where it is None.
+    """
+
+    rule: str
+    until: pd.Timestamp
+    why: str
+    institution: str | None = None
+
+
+def findings(
+    members: pd.DataFrame, *, previous: pd.DataFrame | None = None, waivers: Sequence[Waiver] = ()
+) -> pd.DataFrame:
+    """Every record that fails a rule, complete, once for each rule that it fails.
+
+    Parameters
+    ----------
+    members
+        The `members` frame, of all users, with MX's fields and mxlab's.
+    previous
+        The `members` frame of an earlier run: fields that had values then and have none now are found.
+    waivers
+        What is known and accepted; it is marked, not left out. Waivers end by the last ``seen_at``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one failing of one rule: ``rule``, ``severity``, ``reason``, ``source``, ``is_waived``, then
+        all columns of the record. A rule about the whole frame has a row without a record. ``attrs``: ``n``
+        (records), ``n_rules``, ``counts`` by rule.
+    """
+    need(members, _COLUMNS, "findings")
+    now = members["seen_at"].max()
+    parts, counts = [], {}
+    for rule in RULES:
+        failing = rule.test(members)
+        counts[rule.id] = int(failing.sum())
+        if counts[rule.id]:
+            parts.append(_failing(rule, members.loc[failing], waivers, now))
+    vanished = _vanished(members, previous)
+    counts[VANISHED.id] = len(vanished)
+    for column in vanished:
+        named = VANISHED._replace(reason=f"{VANISHED.reason}: {column}")
+        parts.append(_failing(named, members.iloc[:1].reindex([-1]), waivers, now))
+    found = pd.concat(parts, ignore_index=True) if parts else _failing(VANISHED, members.iloc[:0], (), now)
+    found.attrs = {"n": len(members), "n_rules": len(RULES) + 1, "counts": counts}
+    return found
+
+
+def findings_by_institution(findings: pd.DataFrame, *, top: int = 12) -> pd.DataFrame:
+    """How many records fail each rule at each institution.
+
+    Parameters
+    ----------
+    findings
+        What `findings` gives; waived ones are left out.
+    top
+        How many institutions, those with most findings, are named; the rest are ``all other``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one rule at one institution where it fails: ``rule``, ``severity``, ``institution``,
+        ``count``; the gravest rules first, within them the commonest.
+    """
+    need(findings, ("rule", "severity", "institution", "is_waived"), "findings_by_institution", "summary")
+    rows = findings.loc[~findings["is_waived"].to_numpy(dtype=bool)]
+    bank = rows["institution"].astype(STRING).fillna("not known")
+    named = bank.value_counts().index[:top]
+    part = pd.DataFrame(
+        {
+            "rule": rows["rule"],
+            "severity": rows["severity"],
+            "institution": bank.where(bank.isin(named), "all other"),
+        }
+    )
+    count = (
+        part.groupby(["rule", "severity", "institution"], observed=True, sort=False)
+        .size()
+        .rename("count")
+        .reset_index()
+    )
+    count["severity"] = pd.Categorical(
+        count["severity"], categories=["error", "warning", "notice"], ordered=True
+    )
+    count["total"] = count.groupby("rule", observed=True)["count"].transform("sum")
+    count = count.sort_values(["severity", "total", "rule", "count"], ascending=[True, False, True, False])
+    kept = count.drop(columns="total").astype({"rule": STRING, "institution": STRING, "count": "int64"})
+    return kept.reset_index(drop=True)
+
+
+def rules() -> pd.DataFrame:
+    """All rules: ``rule``, ``severity``, ``reason``, ``source``, as strings; one row is one rule."""
+    every = [rule._asdict() | {"rule": rule.id} for rule in (*RULES, VANISHED)]
+    return table(every, dict.fromkeys(("rule", "severity", "reason", "source"), STRING))
+
+
+def _failing(rule: Rule, rows: pd.DataFrame, waivers: Sequence[Waiver], now: pd.Timestamp) -> pd.DataFrame:
+    waived = np.zeros(len(rows), bool)
+    for waiver in waivers:
+        if waiver.rule == rule.id and now < waiver.until:
+            here = rows["institution"].astype(STRING) == waiver.institution
+            waived |= here.to_numpy(dtype=bool, na_value=False) if waiver.institution else True
+    words = {"rule": rule.id, "severity": rule.severity, "reason": rule.reason, "source": rule.source}
+    head = pd.DataFrame({name: strings([word] * len(rows)) for name, word in words.items()})
+    head["is_waived"] = waived
+    return pd.concat([head, rows.reset_index(drop=True)], axis=1)
+
+
+def _vanished(members: pd.DataFrame, previous: pd.DataFrame | None) -> list[str]:
+    """Fields that half of the members had before and none has now."""
+    if previous is None or previous.empty or members.empty:
+        return []
+    fields = [name for name in _COLUMNS if name in previous.columns and name not in {"extra", "outcome"}]
+    fields = [name for name in fields if not name.endswith("_seconds") and "_seconds_" not in name]
+    return [
+        name for name in fields if previous[name].notna().mean() >= 0.5 and not members[name].notna().any()
+    ]
+
+
+def _true(column: pd.Series) -> Bools:
+    return column.to_numpy(dtype=bool, na_value=False)
+
+
+def _missing(column: pd.Series) -> Bools:
+    return column.isna().to_numpy()
+
+
+def _seconds(later: pd.Series, earlier: pd.Series) -> pd.Series:
+    return (later - earlier).dt.total_seconds()
+
+
+def _status(m: pd.DataFrame, *words: str) -> Bools:
+    return _true(m["connection_status"].isin(words))
+
+
+def _over(values: pd.Series, limit: float) -> Bools:
+    return _true(values > limit)
+
+
+def _several(m: pd.DataFrame, key: str, value: str) -> Bools:
+    """Rows whose key comes with more than one value."""
+    pairs = m[[key, value]].dropna().astype(STRING).drop_duplicates()
+    many = pairs[key][pairs[key].duplicated(keep=False)]
+    return _true(m[key].astype(STRING).isin(many)) if len(many) else np.zeros(len(m), bool)
+
+
+def _repeated(m: pd.DataFrame, *key: str) -> Bools:
+    known = ~m[list(key)].isna().any(axis=1).to_numpy()
+    return known & m.duplicated(list(key), keep=False).to_numpy()
+
+
+def _any_text(m: pd.DataFrame, test: Callable[[pd.Series], pd.Series]) -> Bools:
+    found = np.zeros(len(m), bool)
+    for name in _TEXT:
+        found |= _true(test(m[name].astype(STRING)))
+    return found
+
+
+def _unreadable(m: pd.DataFrame) -> Bools:
+    def broken(text: str) -> bool:
+        try:
+            json.loads(text)
+        except ValueError:
+            return True
+        return False
+
+    texts = m["metadata"].dropna().unique()
+    bad = [text for text in texts if broken(str(text))]
+    return _true(m["metadata"].isin(bad)) if bad else np.zeros(len(m), bool)
+
+
+def _use_cases(m: pd.DataFrame, test: Callable[[frozenset[str] | None], bool]) -> Bools:
+    """Rows whose set of use cases passes a test; each distinct list is tested once."""
+    if "use_cases" not in m.columns or not len(m):
+        return np.zeros(len(m), bool)
+    lists = pa.array(m["use_cases"], type=pa.list_(pa.string()))
+    joined = pc.binary_join(lists, "\x1f").dictionary_encode()
+    words = [frozenset(filter(None, text.split("\x1f"))) for text in joined.dictionary.to_pylist()]
+    passed = np.array([*(test(word) for word in words), test(None)])
+    found: Bools = passed[pc.fill_null(joined.indices, len(words)).to_numpy(zero_copy_only=False)]
+    return found
+
+
+def _wrong_prefix(m: pd.DataFrame) -> Bools:
+    found = np.zeros(len(m), bool)
+    for name, prefix in PREFIXES.items():
+        found |= _true(~m[name].astype(STRING).str.startswith(prefix)) & ~_missing(m[name])
+    return found
+
+
+#: Fields about the whole frame, not one record.
+VANISHED = Rule(
+    "field-vanished",
+    "warning",
+    "half of the members or more had this field in the last snapshot, none has it now",
+    _OURS,
+    lambda m: np.zeros(len(m), bool),
+)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "guid-missing",
+        "error",
+        "a member without a guid cannot be followed",
+        _MEMBER,
+        lambda m: _missing(m["guid"]),
+    ),
+    Rule(
+        "guid-of-two-users",
+        "error",
+        "one member guid came with two users: one of them sees another's account",
+        _MEMBER,
+        lambda m: _several(m, "guid", "user_guid"),
+    ),
+    Rule(
+        "guid-repeated",
+        "error",
+        "the same member twice for one user: every count of it is doubled",
+        _MEMBER,
+        lambda m: _repeated(m, "guid", "user_guid"),
+    ),
+    Rule(
+        "user-missing", "error", "a member must belong to a user", _MEMBER, lambda m: _missing(m["user_guid"])
+    ),
+    Rule(
+        "institution-missing",
+        "error",
+        "neither guid nor code says which institution this is",
+        _MEMBER,
+        lambda m: _missing(m["institution_guid"]) & _missing(m["institution_code"]),
+    ),
+    Rule(
+        "institution-two-codes",
+        "warning",
+        "one institution guid comes with two codes",
+        _OURS,
+        lambda m: _several(m, "institution_guid", "institution_code"),
+    ),
+    Rule(
+        "institution-two-guids",
+        "warning",
+        "one institution code comes with two guids",
+        _OURS,
+        lambda m: _several(m, "institution_code", "institution_guid"),
+    ),
+    Rule(
+        "name-differs",
+        "notice",
+        "the member's name is not the one that its institution mostly has; the user may have chosen it",
+        _MEMBER,
+        lambda m: (
+            _true(m["name"].astype(STRING) != m["institution"].astype(STRING)) & ~_missing(m["institution"])
+        ),
+    ),
+    Rule(
+        "name-missing",
+        "warning",
+        "the member cannot be shown to its user",
+        _MEMBER,
+        lambda m: _missing(m["name"]),
+    ),
+    Rule(
+        "text-says-null",
+        "warning",
+        "a text field holds the word null instead of being null",
+        _MEMBER,
+        lambda m: _any_text(m, lambda text: text.isin(["null", "NULL", "None", "undefined", "nan"])),
+    ),
+    Rule(
+        "text-blank",
+        "warning",
+        "a text field is empty or padded with blanks",
+        _OURS,
+        lambda m: _any_text(m, lambda text: (text == "") | (text.str.strip() != text)),
+    ),
+    Rule(
+        "text-control-characters",
+        "warning",
+        "a name holds control or direction characters, which can fake what is shown",
+        _OURS,
+        lambda m: _true(
+            m["name"].astype(STRING).str.contains("[\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+        ),
+    ),
+    Rule(
+        "guid-prefix",
+        "notice",
+        "a guid does not begin like MX's documented ones: formats are mixed",
+        _MEMBER,
+        _wrong_prefix,
+    ),
+    Rule(
+        "metadata-unreadable",
+        "notice",
+        "metadata is not JSON; it is opaque text to MX, but its writer may have meant JSON",
+        _MEMBER,
+        _unreadable,
+    ),
+    Rule(
+        "time-in-future",
+        "error",
+        "a job began or succeeded after it was looked at",
+        _OURS,
+        lambda m: (
+            _over(_seconds(m["aggregated_at"], m["seen_at"]), CLOCK_SECONDS)
+            | _over(_seconds(m["successfully_aggregated_at"], m["seen_at"]), CLOCK_SECONDS)
+        ),
+    ),
+    Rule(
+        "time-before-mx",
+        "error",
+        "a time before 2010, such as 1970, is a number that was never set",
+        _OURS,
+        lambda m: _true((m["aggregated_at"] < FIRST_DAY) | (m["successfully_aggregated_at"] < FIRST_DAY)),
+    ),
+    Rule(
+        "success-without-start",
+        "error",
+        "an aggregation succeeded that never began",
+        _MEMBER,
+        lambda m: _missing(m["aggregated_at"]) & ~_missing(m["successfully_aggregated_at"]),
+    ),
+    Rule(
+        "success-a-day-after-start",
+        "warning",
+        "success a day or more after the last start: the two fields speak of different jobs",
+        _MEMBER,
+        lambda m: _over(_seconds(m["successfully_aggregated_at"], m["aggregated_at"]), DAY_SECONDS),
+    ),
+    Rule(
+        "aggregation-stuck",
+        "error",
+        "said to be aggregating, six hours and more after the job began",
+        _OURS,
+        lambda m: (
+            _true(m["is_being_aggregated"])
+            & _over(_seconds(m["seen_at"], m["aggregated_at"]), 6 * HOUR_SECONDS)
+        ),
+    ),
+    Rule(
+        "aggregating-never-started",
+        "error",
+        "said to be aggregating, but no job has begun",
+        _MEMBER,
+        lambda m: _true(m["is_being_aggregated"]) & _missing(m["aggregated_at"]),
+    ),
+    Rule(
+        "manual-aggregating",
+        "error",
+        "a manual member (no status) never aggregates",
+        _MEMBER,
+        lambda m: _true(m["is_being_aggregated"]) & _missing(m["connection_status"]),
+    ),
+    Rule(
+        "connected-stale",
+        "warning",
+        "CONNECTED and eligible, but its last success is over a week old",
+        "MX docs, background and foreground aggregation",
+        lambda m: _status(m, "CONNECTED") & _true(m["eligible"]) & _over(m["age_seconds"], 7 * DAY_SECONDS),
+    ),
+    Rule(
+        "connected-never-succeeded",
+        "warning",
+        "CONNECTED and idle, begun over a day ago, but never once successful",
+        _MEMBER,
+        lambda m: (
+            _status(m, "CONNECTED")
+            & _missing(m["successfully_aggregated_at"])
+            & ~_true(m["is_being_aggregated"])
+            & _over(_seconds(m["seen_at"], m["aggregated_at"]), DAY_SECONDS)
+        ),
+    ),
+    Rule(
+        "created-yet-aggregated",
+        "warning",
+        "CREATED means never aggregated, but a success has a time",
+        _MEMBER,
+        lambda m: _status(m, "CREATED") & ~_missing(m["successfully_aggregated_at"]),
+    ),
+    Rule(
+        "pending-without-oauth",
+        "error",
+        "PENDING is for OAuth members only",
+        "MX Verification Guide",
+        lambda m: _status(m, "PENDING") & ~_true(m["is_oauth"]) & ~_missing(m["is_oauth"]),
+    ),
+    Rule(
+        "pending-over-an-hour",
+        "warning",
+        "PENDING members are deleted after an hour, this one was not",
+        "MX Verification Guide",
+        lambda m: (
+            _status(m, "PENDING")
+            & _over(_seconds(m["seen_at"], m["aggregated_at"]), HOUR_SECONDS + CLOCK_SECONDS)
+        ),
+    ),
+    Rule(
+        "status-unknown",
+        "warning",
+        "a connection status that is not among the 22: MX has added one",
+        _MEMBER,
+        lambda m: ~_missing(m["connection_status"]) & ~_status(m, *STATUSES),
+    ),
+    Rule(
+        "fields-undocumented",
+        "notice",
+        "fields that MX has not documented came along",
+        _MEMBER,
+        lambda m: ~_missing(m["extra"]),
+    ),
+    Rule(
+        "job-missing",
+        "warning",
+        "a job has begun, but there is no job guid to ask about it",
+        _MEMBER,
+        lambda m: ~_missing(m["aggregated_at"]) & _missing(m["most_recent_job_guid"]),
+    ),
+    Rule(
+        "job-of-two-members",
+        "error",
+        "one job guid at two members",
+        _MEMBER,
+        lambda m: _several(m, "most_recent_job_guid", "guid"),
+    ),
+    Rule(
+        "background-off-yet-fresh",
+        "warning",
+        "background aggregation is off and nobody asked, but the data is of the last 20 hours",
+        "MX docs, background and foreground aggregation",
+        lambda m: (
+            _true(m["background_aggregation_is_disabled"])
+            & _missing(m["outcome"])
+            & _true(m["age_seconds"] < 20 * HOUR_SECONDS)
+        ),
+    ),
+    Rule(
+        "use-cases-empty",
+        "notice",
+        "no use case: what the member is for is not known",
+        _MEMBER,
+        lambda m: _use_cases(m, lambda cases: not cases),
+    ),
+    Rule(
+        "use-cases-unknown",
+        "warning",
+        "a use case that MX has not documented",
+        _MEMBER,
+        lambda m: _use_cases(m, lambda cases: bool(cases and cases - {*USE_CASES})),
+    ),
+    Rule(
+        "use-cases-without-pfm",
+        "notice",
+        "without PFM among its use cases an aggregate of its user answers 403",
+        "MX Nexus reference, aggregate",
+        lambda m: _use_cases(m, lambda cases: bool(cases and "PFM" not in cases)),
+    ),
+    Rule(
+        "looks-reversed",
+        "error",
+        "seen settled before it was seen running",
+        _OURS,
+        lambda m: _true(m["aggregation_seconds_high"] < m["aggregation_seconds_low"]),
+    ),
+    Rule(
+        "job-contradicts-looks",
+        "notice",
+        "the job says that it took longer than the looks allow",
+        _OURS,
+        lambda m: _true(m["job_seconds"] > m["aggregation_seconds_high"] + CLOCK_SECONDS),
+    ),
+)

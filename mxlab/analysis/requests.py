@@ -1,0 +1,278 @@
+"""The requests of a run: how fast replies came, what failed, and whether loss has a pattern."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mxlab.analysis._inputs import (
+    STRING,
+    Coverage,
+    Floats,
+    codes,
+    described,
+    groups,
+    need,
+    table,
+)
+from mxlab.analysis._intervals import wilson
+
+_QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+_REPLY = {
+    "endpoint": STRING,
+    "attempt": "int64",
+    "n": "int64",
+    "n_replies": "int64",
+    **{f"{name}{end}": "float64" for name, _ in _QUANTILES for end in ("", "_low", "_high")},
+    "queued_p50": "float64",
+}
+_FAILURES = {
+    "endpoint": STRING,
+    "reason": STRING,
+    "count": "int64",
+    "n": "int64",
+    "share": "float64",
+    "low": "float64",
+    "high": "float64",
+    "may_have_acted": "int64",
+    "sent_again": "int64",
+}
+_TIMELINE = {
+    "seconds": "float64",
+    "sent": "int64",
+    "replied": "int64",
+    "failed": "int64",
+    "in_flight": "int64",
+}
+_LOSS = {
+    "related_to": STRING,
+    "test": STRING,
+    "n": "int64",
+    "n_lost": "int64",
+    "statistic": "float64",
+    "p_value": "float64",
+    "is_related": "bool",
+}
+
+
+def reply_times(requests: pd.DataFrame, *, coverage: Coverage | None = None) -> pd.DataFrame:
+    """Quantiles of reply time by endpoint and attempt.
+
+    Parameters
+    ----------
+    requests
+        The `requests` frame; uses ``endpoint``, ``attempt``, ``reply_seconds``, ``queued_seconds``.
+    coverage
+        Kept in ``attrs``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one attempt number at one endpoint: ``endpoint``, ``attempt``, ``n`` (requests),
+        ``n_replies`` (with a reply time), ``p50``, ``p90``, ``p99`` each with ``_low`` and ``_high`` (95 %, from
+        the order of the values alone; missing where there are too few), ``queued_p50``. Seconds.
+
+    Notes
+    -----
+    Sent to last byte: nothing of the time in our own queue. Intervals: binomial ranks, as in H. A. David,
+    H. N. Nagaraja, Order Statistics (2003), 7.1, doi:10.1002/0471722162.
+    """
+    need(requests, ("endpoint", "attempt", "reply_seconds", "queued_seconds"), "reply_times", "requests")
+    names, numbers = codes(requests["endpoint"])[1], codes(requests["endpoint"])[0]
+    attempt = requests["attempt"].to_numpy(dtype=np.int64, na_value=0)
+    reply = requests["reply_seconds"].to_numpy(dtype=np.float64, na_value=np.nan)
+    queued = requests["queued_seconds"].to_numpy(dtype=np.float64, na_value=np.nan)
+    found = []
+    for number, endpoint in enumerate(names):
+        for tried in np.flatnonzero(np.bincount(attempt[numbers == number])):
+            mine = (numbers == number) & (attempt == tried)
+            known = np.sort(reply[mine][~np.isnan(reply[mine])])
+            waited = queued[mine][~np.isnan(queued[mine])]
+            row = {"endpoint": endpoint, "attempt": tried, "n": mine.sum(), "n_replies": len(known)}
+            for name, share in _QUANTILES:
+                row |= dict(zip((name, f"{name}_low", f"{name}_high"), _ranked(known, share), strict=True))
+            found.append({**row, "queued_p50": np.median(waited) if len(waited) else np.nan})
+    frame = table(found, _REPLY)
+    frame.attrs = {"n": len(requests), "coverage": described(coverage)}
+    return frame
+
+
+def request_failures(requests: pd.DataFrame, *, coverage: Coverage | None = None) -> pd.DataFrame:
+    """Requests that brought nothing, by endpoint and reason.
+
+    Parameters
+    ----------
+    requests
+        The `requests` frame; uses ``endpoint``, ``status_code``, ``error``, ``may_have_acted``, ``session``,
+        ``attempt``.
+    coverage
+        Kept in ``attrs``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one reason at one endpoint, the commonest first: ``endpoint``, ``reason`` (the error's name,
+        with the HTTP status where there was one), ``count``, ``n`` (requests to it), ``share``, ``low``,
+        ``high`` (95 % Wilson), ``may_have_acted`` (of these, how many the server may have acted on),
+        ``sent_again`` (of these, followed by another attempt). ``attrs``: ``n``, ``n_failed``, ``coverage``.
+    """
+    columns = ("endpoint", "status_code", "error", "may_have_acted", "session", "attempt")
+    need(requests, columns, "request_failures", "requests")
+    bad = requests["error"].notna().to_numpy()
+    failed = requests.loc[bad]
+    status = failed["status_code"].astype("Int64").astype(STRING).fillna("")
+    reason = (failed["error"].astype(STRING) + " " + status).str.strip()
+    totals = requests["endpoint"].astype(STRING).value_counts()
+    key = ["session", "endpoint", "attempt"]
+    tried = requests[key].assign(attempt=requests["attempt"].to_numpy(dtype=np.int64, na_value=0) - 1)
+    later = pd.MultiIndex.from_frame(tried.astype({"session": STRING, "endpoint": STRING}))
+    mine = pd.MultiIndex.from_frame(
+        failed[key].astype({"session": STRING, "endpoint": STRING, "attempt": "int64"})
+    )
+    part = pd.DataFrame(
+        {
+            "endpoint": failed["endpoint"].astype(STRING).to_numpy(),
+            "reason": reason.to_numpy(),
+            "may_have_acted": failed["may_have_acted"].to_numpy(dtype=bool, na_value=False),
+            "sent_again": mine.isin(later),
+        }
+    ).astype({"endpoint": STRING, "reason": STRING})
+    grouped = part.groupby(["endpoint", "reason"], observed=True, sort=False)
+    frame = grouped.agg(
+        count=("reason", "size"), may_have_acted=("may_have_acted", "sum"), sent_again=("sent_again", "sum")
+    ).reset_index()
+    n = frame["endpoint"].map(totals).to_numpy(dtype=np.float64)
+    count = frame["count"].to_numpy(dtype=np.float64)
+    frame["n"], frame["share"] = n, count / np.maximum(n, 1)
+    frame["low"], frame["high"] = wilson(count, n)
+    frame = (
+        frame[list(_FAILURES)].astype(_FAILURES).sort_values("count", ascending=False).reset_index(drop=True)
+    )
+    frame.attrs = {"n": len(requests), "n_failed": int(bad.sum()), "coverage": described(coverage)}
+    return frame
+
+
+def run_timeline(
+    requests: pd.DataFrame, *, coverage: Coverage | None = None, points: int = 120
+) -> pd.DataFrame:
+    """A run's own course: requests sent, replies, failures, in flight.
+
+    Parameters
+    ----------
+    requests
+        The `requests` frame; uses ``sent_at``, ``reply_seconds``, ``error``.
+    coverage
+        Kept in ``attrs``.
+    points
+        Into how many equal spans the run is cut, none shorter than a second.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one span: ``seconds`` (its beginning, since the first request), ``sent``, ``replied``,
+        ``failed`` (begun in it), ``in_flight`` (most at its ends). ``attrs``: ``started_at``, ``span_seconds``.
+    """
+    need(requests, ("sent_at", "reply_seconds", "error"), "run_timeline", "requests")
+    sent_at = requests["sent_at"]
+    rows = requests.loc[sent_at.notna().to_numpy()]
+    if rows.empty:
+        frame = table([], _TIMELINE)
+        frame.attrs = {"started_at": None, "span_seconds": 1.0, "coverage": described(coverage)}
+        return frame
+    started = rows["sent_at"].min()
+    sent = (rows["sent_at"] - started).dt.total_seconds().to_numpy(dtype=np.float64)
+    reply = sent + np.nan_to_num(rows["reply_seconds"].to_numpy(dtype=np.float64, na_value=np.nan))
+    span = max(1.0, float(np.ceil(reply.max() / points)))
+    width = int(reply.max() // span) + 1
+    begun, ended = (np.bincount((at // span).astype(int), minlength=width) for at in (sent, reply))
+    failed = np.bincount((sent // span).astype(int), rows["error"].notna(), width)
+    edges = np.arange(width + 1) * span
+    flying = np.searchsorted(np.sort(sent), edges, side="right") - np.searchsorted(np.sort(reply), edges)
+    values = (edges[:-1], begun, ended, failed, np.maximum(flying[:-1], flying[1:]))
+    frame = pd.DataFrame(dict(zip(_TIMELINE, values, strict=True))).astype(_TIMELINE)
+    frame.attrs = {"started_at": started.isoformat(), "span_seconds": span, "coverage": described(coverage)}
+    return frame
+
+
+def loss_pattern(
+    members: pd.DataFrame, requests: pd.DataFrame, *, coverage: Coverage | None = None, level: float = 0.05
+) -> pd.DataFrame:
+    """Whether being lost goes with the order of the run or with an institution.
+
+    Parameters
+    ----------
+    members
+        The `members` frame with the rows of lost users too; ``user_state``, ``institution``, ``session``.
+    requests
+        The `requests` frame; ``sent_at``, ``session``, ``error``.
+    coverage
+        Kept in ``attrs``.
+    level
+        Below which p-value, after Bonferroni over both, loss is called related.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Two rows: ``related_to`` (``order``, ``institution``), ``test``, ``n`` (users; members), ``n_lost``,
+        ``statistic``, ``p_value``, ``is_related``. Where nothing is lost the p-value is missing.
+
+    Notes
+    -----
+    Order: Mann–Whitney test of the times of users' first requests. Institution: χ² of lost members by
+    institution with at least five expected, the rest pooled. Rates leave lost users out: if loss has a
+    pattern, rates have a bias.
+    """
+    need(members, ("user_state", "institution", "session"), "loss_pattern")
+    need(requests, ("sent_at", "session"), "loss_pattern", "requests")
+    state = (
+        members[["session", "user_state"]]
+        .astype(STRING)
+        .drop_duplicates("session")
+        .set_index("session")["user_state"]
+    )
+    first = requests.assign(session=requests["session"].astype(STRING)).groupby("session")["sent_at"].min()
+    known = first.to_frame().join(state.rename("state"), how="left")
+    lost_users = known["state"].fillna("lost").isin(["lost", "unknown"]).to_numpy(dtype=bool)
+    moments = known["sent_at"].astype("int64").to_numpy()
+    order = (np.nan, np.nan)
+    if lost_users.any() and not lost_users.all():
+        test = stats.mannwhitneyu(moments[lost_users], moments[~lost_users])
+        order = (float(test.statistic), float(test.pvalue))
+    lost_rows = members["user_state"].astype(STRING).isin(["lost", "unknown"]).to_numpy(dtype=bool)
+    positions, group, names = groups(members, "institution", "loss_pattern")
+    bank = _uneven(lost_rows[positions], group, len(names))
+    found = [
+        ("order", "Mann–Whitney", len(known), lost_users.sum(), *order),
+        ("institution", "χ²", len(members), lost_rows.sum(), *bank),
+    ]
+    rows = [dict(zip(_LOSS, (*row, bool(row[-1] <= level / 2)), strict=True)) for row in found]
+    frame = table(rows, _LOSS)
+    frame.attrs = {"coverage": described(coverage)}
+    return frame
+
+
+def _uneven(
+    lost: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    group: np.ndarray[tuple[int], np.dtype[np.int64]],
+    width: int,
+) -> tuple[float, float]:
+    """χ² and p-value of lost rows being spread over groups unlike the others."""
+    share = lost.mean() if len(lost) else 0.0
+    n, k = np.bincount(group, minlength=width).astype(np.float64), np.bincount(group, lost, width)
+    big = n * min(share, 1 - share) >= 5
+    n, k = (np.append(counts[big], counts[~big].sum()) for counts in (n, k))
+    n, k = n[n > 0], k[n > 0]
+    if len(n) < 2 or not 0 < share < 1:
+        return float("nan"), float("nan")
+    test = stats.chi2_contingency(np.stack([k, n - k]), correction=False)
+    return float(test.statistic), float(test.pvalue)
+
+
+def _ranked(values: Floats, share: float) -> tuple[float, float, float]:
+    """A quantile of sorted values with its 95 % interval by ranks; missing ends where there are too few."""
+    n = len(values)
+    if not n:
+        return float("nan"), float("nan"), float("nan")
+    low, high = int(stats.binom.ppf(0.025, n, share)), int(stats.binom.ppf(0.975, n, share)) + 1
+    start = float(values[low - 1]) if low >= 1 else float("nan")
+    end = float(values[high - 1]) if high <= n else float("nan")
+    return float(np.quantile(values, share)), start, end

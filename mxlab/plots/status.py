@@ -1,0 +1,211 @@
+"""Drawings of connection status."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mxlab.nexus.status import WHO_MUST_ACT
+from mxlab.plots import style
+from mxlab.plots.style import LABEL, SMALL, WHO_WORDS, Row, words
+
+
+def status_counts(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A bar for each connection status, coloured by who must act.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.status_counts` gives without `by`.
+    ax
+        Where to draw; a new figure without it.
+    title
+        Instead of the finding.
+    width, dark
+        Of the new figure: pixels; on dark paper.
+    """
+    rows = summary.to_dict("records")
+    ax, _ = style.axes(ax, width=width, height=165 + 23 * max(len(rows), 4), dark=dark)
+    n = int(summary.attrs.get("n", 0))
+    top = style.title(
+        ax, title or _headline(rows), f"Connection status of {n:,} members; lines: 95 % intervals"
+    )
+    left = max([style.text_width(_name(row), LABEL) for row in rows], default=1.0) + style.EDGE + 0.12
+    right = max(style.text_width(word, LABEL, bold=True) for word in WHO_WORDS.values()) + 0.75
+    narrow = style.inches(ax)[0] < 6
+    style.margins(ax, left=left, right=style.EDGE if narrow else right, top=top + 0.1, bottom=0.05)
+    if not rows:
+        style.nothing(ax)
+        return ax
+    sizes = {who: [row for row in rows if row["who_must_act"] == who] for who in WHO_MUST_ACT}
+    longest = max((row["high"] for row in rows if row["share"] == row["share"]), default=1.0)
+    for place, row in enumerate(rows):
+        _bar(ax, place, row, sizes, longest)
+    if not narrow:
+        _group_words(ax, rows, sizes)
+    ax.set_xlim(0, longest * (1.45 if narrow else 1.28))
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def _name(row: Row) -> str:
+    known = {"no status": "no status", "not reached": "not reached"}
+    return known.get(row["status"], style.cut(row["status"], 1.6, LABEL))
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    share = {who: sum(row["share"] for row in rows if row["who_must_act"] == who) for who in WHO_MUST_ACT}
+    if not any(share.values()):
+        return "Connection status of members"
+    found = f"{style.percent(share['nobody'])} of members are connected"
+    return found + (f"; users must act on {style.percent(share['user'])}" if share["user"] else "")
+
+
+def _bar(ax: Axes, place: int, row: Row, sizes: Mapping[Any, Sequence[Row]], longest: float) -> None:
+    theme = style.theme_of(ax)
+    side = ax.get_yaxis_transform()
+    reached = row["unit"] == "members"
+    colour = theme.ink if reached else theme.muted
+    words(ax, -0.012, place, _name(row), transform=side, ha="right", color=colour)
+    if not reached:
+        words(ax, longest * 0.012, place, f"{row['count']:,} users", color=theme.muted)
+        return
+    who = row["who_must_act"]
+    mine = sizes[who]
+    hatch = style.HATCHES.get(who)
+    fill = style.shade(theme.who[who], mine.index(row), len(mine), theme)
+    ax.barh(place, row["share"], height=0.68, color=fill, hatch=hatch, edgecolor=theme.paper, linewidth=0)
+    ax.plot([row["low"], row["high"]], [place, place], color=theme.ink, linewidth=0.9, solid_capstyle="butt")
+    text = words(ax, row["high"] + longest * 0.014, place, f"{row['count']:,}", color=theme.ink)
+    ax.annotate(
+        style.percent(row["share"]),
+        (1, 0.5),
+        xycoords=text,
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+        color=theme.muted,
+        size=SMALL,
+        family=style.FAMILY,
+        annotation_clip=False,
+    )
+
+
+def _group_words(ax: Axes, rows: Sequence[Row], sizes: Mapping[Any, Sequence[Row]]) -> None:
+    """Who must act, in its colour, beside the first bar of each group, with the group's share."""
+    theme = style.theme_of(ax)
+    side = ax.get_yaxis_transform()
+    for who, mine in sizes.items():
+        if not mine:
+            continue
+        first, share = rows.index(mine[0]), sum(row["share"] for row in mine)
+        ax.plot(
+            [1, 1],
+            [first - 0.32, first + len(mine) - 0.68],
+            transform=side,
+            color=theme.who[who],
+            linewidth=2,
+            clip_on=False,
+        )
+        text = f"{WHO_WORDS[who]} {style.percent(share)}"
+        words(ax, 1.018, first, text, transform=side, color=theme.label[who], weight="bold")
+
+
+def status_by_institution(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A bar of shares for each of the largest institutions, in the colours of who must act.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.status_by_institution` gives.
+    ax, title, width, dark
+        As `status_counts` takes them.
+    """
+    names = list(dict.fromkeys(summary["institution"]))
+    finding = summary.attrs.get("finding")
+    ax, theme = style.axes(ax, width=width, height=190 + 28 * max(len(names), 3), dark=dark)
+    top = style.title(
+        ax, title or _excess(finding), "Who must act, share of members by institution, largest first"
+    )
+    room = style.inches(ax)[0] * 0.27
+    shown = [style.cut(name, room, LABEL, bold=True) for name in names]
+    left = max([style.text_width(name, LABEL, bold=True) for name in shown], default=1.0)
+    style.margins(ax, left=left + style.EDGE + 0.1, right=0.78, top=top + 0.42, bottom=0.22)
+    if not names:
+        style.nothing(ax)
+        return ax
+    for place, (name, part) in enumerate(summary.groupby("institution", sort=False, observed=True)):
+        _stack(ax, place, part)
+        bold = "bold" if finding and finding["institution"] == name else "normal"
+        side = ax.get_yaxis_transform()
+        words(ax, -0.015, place, shown[place], transform=side, ha="right", color=theme.ink, weight=bold)
+        words(ax, 1.014, place, f"{int(part['n'].iloc[0]):,}", transform=side, color=theme.muted, size=SMALL)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(len(names) - 0.45, -0.55)
+    ax.set_yticks([])
+    style.share_axis(ax, "x")
+    _key(ax, summary)
+    return ax
+
+
+def _excess(finding: Row | None) -> str:
+    if not finding:
+        return "Who must act, by institution"
+    return (
+        f"{finding['institution']}: {style.in_words(finding['share'], ('waits', 'wait'))} for MX or the bank"
+    )
+
+
+def _stack(ax: Axes, place: int, part: pd.DataFrame) -> None:
+    theme, start = style.theme_of(ax), 0.0
+    for who, share in zip(part["who_must_act"], part["share"], strict=True):
+        edge: dict[str, Any] = {"edgecolor": theme.paper, "linewidth": 0.9, "hatch": style.HATCHES.get(who)}
+        ax.barh(place, share, left=start, height=0.7, color=theme.who[who], **edge)
+        start += share
+    first = float(part["share"].iloc[0])
+    if first > 0.09:
+        words(ax, 0.012, place, f"{first * 100:.0f} %", color="#ffffff", weight="bold", size=SMALL)
+
+
+def _key(ax: Axes, summary: pd.DataFrame) -> None:
+    """The words of the colours above the first bar, each as near to its part as the others allow."""
+    theme, gap = style.theme_of(ax), 0.13
+    box, (whole, tall) = ax.get_position(), style.inches(ax)
+    width, above = float(box.width) * whole, 1 + 0.15 / (float(box.height) * tall)
+    used = summary.groupby("who_must_act", observed=False)["count"].sum()
+    shown = [who for who in WHO_MUST_ACT if used[who]]
+    size = SMALL
+    spans = [style.text_width(WHO_WORDS[who], size, bold=True) for who in shown]
+    start = 0.0
+    if sum(spans) + gap * (len(spans) - 1) > width:  # begin at the figure's edge, smaller if need be
+        start = style.EDGE - float(box.x0) * whole
+        fits = (width - start - gap * (len(spans) - 1)) / sum(spans)
+        size, spans = size * min(1.0, fits), [span * min(1.0, fits) for span in spans]
+    side = ax.get_xaxis_transform()
+    first = summary.iloc[: len(WHO_MUST_ACT)].set_index("who_must_act")["share"]
+    wish = 0.0
+    for place, who in enumerate(shown):
+        rest = sum(spans[place:]) + gap * (len(spans) - place - 1)
+        at = min(max(start, wish), max(start, width - rest))
+        style_of = {"color": theme.label[who], "weight": "bold", "size": size}
+        words(ax, at / width, above, WHO_WORDS[who], transform=side, **style_of)
+        start, wish = at + spans[place] + gap, wish + float(first[who]) * width
+    over = "members" if whole >= 6 else "n"
+    words(ax, 1.014, above, over, transform=side, color=theme.muted, size=SMALL)

@@ -1,0 +1,402 @@
+"""How every picture looks: colours, letters, margins, axes.
+
+Colour has one meaning, who must act; nothing else uses these eight. Figures are made here, never by pyplot,
+and everything written into one goes through `words`, so that a bank's name is never read as markup.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+#: A row of a summary, or its attrs.
+Row = Mapping[Any, Any]
+
+#: The letters that matplotlib brings along: the same picture on every machine.
+FAMILY = "DejaVu Sans"
+#: Points.
+TITLE, SUBTITLE, LABEL, SMALL, FOOT = 12.5, 9.0, 9.0, 8.0, 7.0
+#: Inches between the figure's edge and what is written.
+EDGE = 0.16
+#: Inches kept free below the axes' labels for the foot.
+FOOT_ROOM = 0.42
+
+#: What the eight are called in a picture.
+WHO_WORDS = {
+    "nobody": "connected",
+    "wait": "wait",
+    "user": "user must act",
+    "mx": "MX / bank",
+    "partner": "partner",
+    "over": "over",
+    "manual": "manual",
+    "unknown": "unknown status",
+}
+#: The two that have a hatch besides their colour.
+HATCHES = {"manual": "////", "unknown": "xxxx"}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a picture on light or dark paper.
+
+    Attributes
+    ----------
+    paper, ink, muted, grid, nothing
+        Background, text, text of second rank, grid lines, where nothing is known.
+    who, label
+        By who must act: the colour of an area, and of a word.
+    """
+
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    nothing: str
+    who: dict[str, str]
+    label: dict[str, str]
+
+
+_WHO = {
+    "nobody": "#1f9583",
+    "wait": "#62b0e0",
+    "user": "#ef9234",
+    "mx": "#c8352b",
+    "partner": "#8f63b8",
+    "over": "#454e59",
+    "manual": "#d9d6d0",
+    "unknown": "#111111",
+}
+LIGHT = Theme(
+    "#ffffff",
+    "#1d2329",
+    "#6a737d",
+    "#e6e8eb",
+    "#f1f2f4",
+    _WHO,
+    {**_WHO, "wait": "#2f7fb3", "user": "#b5620f", "manual": "#6a737d"},
+)
+DARK = Theme(
+    "#14181d",
+    "#e8eaed",
+    "#9aa3ad",
+    "#2b323a",
+    "#20262d",
+    {**_WHO, "over": "#8b96a3", "unknown": "#ffffff"},
+    {
+        **_WHO,
+        "nobody": "#2fb5a0",
+        "mx": "#ef6a60",
+        "partner": "#b08ad6",
+        "over": "#8b96a3",
+        "unknown": "#ffffff",
+    },
+)
+
+
+def figure(width: int = 800, height: int = 460, *, dark: bool = False) -> Figure:
+    """An empty figure, never known to pyplot.
+
+    Parameters
+    ----------
+    width, height
+        In pixels of a notebook's size. Above 800 the same layout is drawn larger, as for a slide.
+    dark
+        On dark paper.
+    """
+    scale = max(1.0, width / 800)
+    made = Figure(figsize=(width / scale / 100, height / 100), dpi=100 * scale)
+    FigureCanvasAgg(made)
+    made.set_gid("mxlab")
+    made.set_facecolor((DARK if dark else LIGHT).paper)
+    return made
+
+
+def axes(ax: Axes | None, *, width: int, height: float, dark: bool) -> tuple[Axes, Theme]:
+    """The axes to draw on, emptied of ornament, and the theme of the paper they are on."""
+    if ax is None:
+        ax = figure(width, int(height), dark=dark).add_subplot()
+    theme = DARK if np.mean(to_rgb(ax.figure.get_facecolor()[:3])) < 0.5 else LIGHT
+    ax.set_facecolor("none")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(length=0, labelsize=SMALL, labelcolor=theme.muted, labelfontfamily=FAMILY, pad=5)
+    ax.tick_params(which="minor", length=0, labelsize=0)
+    ax.set_axisbelow(True)
+    return ax, theme
+
+
+def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of the axes' figure."""
+    size = root(ax).get_size_inches()
+    return float(size[0]), float(size[1])
+
+
+def root(ax: Axes) -> Figure:
+    """The figure at the top, also of axes in a part of one."""
+    found = ax.get_figure(root=True)
+    assert isinstance(found, Figure)
+    return found
+
+
+def margins(ax: Axes, *, left: float, right: float, top: float = 0.95, bottom: float = 0.3) -> None:
+    """Place the axes in a figure of ours, in inches; axes that a caller placed stay where they are."""
+    fig = root(ax)
+    if fig.get_gid() != "mxlab" or len(fig.axes) != 1:
+        return
+    width, height = inches(ax)
+    low = bottom + FOOT_ROOM
+    ax.set_position((left / width, low / height, 1 - (left + right) / width, 1 - (low + top) / height))
+
+
+def title(ax: Axes, finding: str, subtitle: str) -> float:
+    """Write the finding and what is drawn above the axes; gives the inches that they take from the top."""
+    fig = root(ax)
+    theme = theme_of(ax)
+    if fig.get_gid() != "mxlab" or len(fig.axes) != 1:
+        lines = wrapped(finding, float(ax.get_position().width) * inches(ax)[0] * 1.1, 10.5, bold=True)
+        ax.set_title(
+            "\n".join(lines), loc="left", size=10.5, weight="bold", color=theme.ink, parse_math=False
+        )
+        return 0.5
+    width, height = inches(ax)
+    room, at = width - 2 * EDGE, height - EDGE
+    for line in wrapped(finding, room, TITLE, bold=True)[:3]:
+        words(fig, EDGE / width, at / height, line, size=TITLE, weight="bold", color=theme.ink, va="top")
+        at -= 0.24
+    at -= 0.05
+    for line in wrapped(subtitle, room, SUBTITLE)[:3]:
+        words(fig, EDGE / width, at / height, line, size=SUBTITLE, color=theme.muted, va="top")
+        at -= 0.165
+    return height - at
+
+
+def foot(fig: Figure, left_text: str, stamp: str = "") -> None:
+    """Write provenance at the foot's left and a stamp, such as SIMULATED, at its right."""
+    theme = DARK if np.mean(to_rgb(fig.get_facecolor()[:3])) < 0.5 else LIGHT
+    width, height = (float(size) for size in fig.get_size_inches())
+    taken = text_width(stamp, FOOT + 0.5, bold=True) + 0.2 if stamp else 0.0
+    lines = wrapped(left_text, width - 2 * EDGE - taken, FOOT)
+    if len(lines) > 2:
+        lines = [lines[0], cut(" ".join(lines[1:]), width - 2 * EDGE - taken, FOOT)]
+    for place, line in enumerate(reversed(lines)):
+        words(
+            fig,
+            EDGE / width,
+            (0.12 + 0.125 * place) / height,
+            line,
+            size=FOOT,
+            color=theme.muted,
+            va="bottom",
+        )
+    if stamp:
+        at = 1 - EDGE / width
+        style = {"size": FOOT + 0.5, "weight": "bold", "color": theme.label["mx"]}
+        words(fig, at, 0.12 / height, stamp, ha="right", va="bottom", **style)
+
+
+def theme_of(ax: Axes) -> Theme:
+    """The theme of the paper that the axes are on."""
+    return DARK if np.mean(to_rgb(root(ax).get_facecolor()[:3])) < 0.5 else LIGHT
+
+
+def words(where: Axes | Figure, x: float, y: float, text: str, **style: Any) -> Text:
+    """Write plain text: never markup, no control or direction marks, no letter that the font lacks."""
+    style = {"size": LABEL, "family": FAMILY, "va": "center", **style}
+    return where.text(x, y, "\n".join(map(clean, text.split("\n"))), parse_math=False, **style)
+
+
+def note(ax: Axes, text: str, at: tuple[float, float], **style: Any) -> Annotation:
+    """Write plain text at some points from a place in the data."""
+    style = {"size": LABEL, "family": FAMILY, "textcoords": "offset points", "zorder": 6, **style}
+    made = ax.annotate("\n".join(map(clean, text.split("\n"))), at, **style)
+    made.set_parse_math(False)
+    return made
+
+
+@cache
+def _font(bold: bool) -> FT2Font:  # noqa: FBT001
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    font = FT2Font(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / name))
+    font.set_size(100, 72)
+    return font
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(_font(bold=False).get_charmap())
+
+
+@cache
+def _advance(letter: str, bold: bool) -> float:  # noqa: FBT001
+    """How far a letter moves the pen, in inches for each point of size."""
+    glyph = _font(bold).load_char(ord(letter))
+    return float(glyph.linearHoriAdvance) / 65_536 / 100 / 72
+
+
+def clean(text: str) -> str:
+    """Text that is safe to draw: one line, no control or direction marks, ▯ for letters the font lacks."""
+    line = " ".join(str(text).split())
+    kept = (
+        letter for letter in line if unicodedata.category(letter) not in {"Cc", "Cf", "Cs", "Co", "Mn", "Me"}
+    )
+    return "".join(letter if ord(letter) in _letters() else "▯" for letter in kept)
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Inches that a line takes."""
+    return size * sum(_advance(letter, bold) for letter in clean(text))
+
+
+def cut(text: str, room: float, size: float, *, bold: bool = False) -> str:
+    """Text that fits into so many inches, with an ellipsis where it was longer."""
+    text = clean(text[:400])
+    if text_width(text, size, bold=bold) <= room:
+        return text
+    keep, over = 0, len(text)
+    while over - keep > 1:
+        middle = (keep + over) // 2
+        fits = text_width(text[:middle].rstrip() + "…", size, bold=bold) <= room
+        keep, over = (middle, over) if fits else (keep, middle)
+    return text[:keep].rstrip() + "…"
+
+
+def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
+    """Lines of whole words that fit into so many inches."""
+    lines: list[str] = []
+    for word in clean(text[:400]).split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size, bold=bold) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(cut(word, room, size, bold=bold))
+    return lines
+
+
+def shade(colour: str, place: int, of: int, theme: Theme) -> str:
+    """The shade of one status among those of its group: the first is the group's own colour."""
+    part = 0.5 * place / max(of - 1, 1) if of > 1 else 0.0
+    red, green, blue = (
+        (1 - part) * a + part * b for a, b in zip(to_rgb(colour), to_rgb(theme.paper), strict=True)
+    )
+    return to_hex((red, green, blue))
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 0.6 %, 7.2 %, 93 %; never 0 or 100 where it is not."""
+    if 0 < share < 0.0005:
+        return "<0.1 %"
+    if 0 < share < 0.0995:
+        return f"{share * 100:.1f} %"
+    return ">99 %" if 0.995 <= share < 1 else f"{share * 100:.0f} %"
+
+
+_UNITS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def duration(seconds: float, *, like: float | None = None, unit: bool = True) -> str:
+    """A time as people say it: 21 s, 1.5 min, 3 h, 2 days; in the unit that another would have, if asked."""
+    by = seconds if like is None else like
+    size, word = next(((s, w) for s, w in _UNITS if by >= s * (1.995 if w == "days" else 0.995)), _UNITS[-1])
+    number = float(f"{seconds / size:.2g}") if seconds < 100 * size else round(seconds / size)
+    return f"{number:g}" + f" {word}" * unit
+
+
+def between(low: float | None, high: float | None, like: float) -> str:
+    """An interval of times in brackets, in the unit of what it is of: (19–22 s), (1.4–1.9 min), (from 58 s)."""
+    if low is None or np.isnan(low):
+        return ""
+    if high is None or np.isnan(high):
+        return f"(from {duration(low, like=like)})"
+    return f"({duration(low, like=like, unit=False)}–{duration(high, like=like)})"
+
+
+_ROUND_SECONDS = np.array(
+    [0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 10_800, 21_600, 43_200]
+    + [86_400 * days for days in (1, 2, 4, 7, 14, 30, 90, 365)]
+)
+
+
+def time_axis(ax: Axes, first: float, last: float, *, log: bool = True) -> None:
+    """A time axis along the foot in words that people say, with as many ticks as there is room for."""
+    ax.set_xlim(first, last)
+    width = float(ax.get_position().width) * inches(ax)[0]
+    if log:
+        ax.set_xscale("log")
+        ticks = _ROUND_SECONDS[(first <= _ROUND_SECONDS) & (last * 1.001 >= _ROUND_SECONDS)]
+        spread = np.log(ticks / first) / np.log(last / first) * width
+    else:
+        step = next((s for s in _ROUND_SECONDS if s * 5 >= last - first), _ROUND_SECONDS[-1])
+        ticks = np.arange(0, last * 1.001, step)
+        spread = (ticks - first) / (last - first) * width
+    kept: list[int] = []
+    for place in range(len(ticks)):
+        if not kept or spread[place] - spread[kept[-1]] >= 0.55:
+            kept.append(place)
+    ax.xaxis.set_major_locator(FixedLocator([float(ticks[place]) for place in kept]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds) if seconds else "0"))
+
+
+def share_axis(ax: Axes, which: Literal["x", "y"], last: float = 1.0) -> None:
+    """An axis of shares in whole per cent, the sign on the last tick."""
+    steps = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
+    step = next(step for step in steps if last / step <= 5.001 or step == 0.25)
+    ticks = np.arange(0, last + step / 2, step)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(FixedLocator(ticks.tolist()))
+    last = float(ticks[-1])
+    axis.set_major_formatter(
+        FuncFormatter(lambda at, _: f"{at * 100:.3g}" + (" %" if abs(at - last) < 1e-9 else ""))
+    )
+
+
+def grid(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Lines that a value is read against."""
+    ax.grid(axis=which, color=theme_of(ax).grid, linewidth=0.9)
+
+
+def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Places of labels, moved as little as keeps them `least` apart and within the bounds; order is kept."""
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, dtype=float)[order]
+    for place in range(1, len(moved)):
+        moved[place] = max(moved[place], moved[place - 1] + least)
+    if len(moved) and moved[-1] > high:
+        moved[-1] = high
+        for place in range(len(moved) - 2, -1, -1):
+            moved[place] = min(moved[place], moved[place + 1] - least)
+    found = np.empty(len(moved))
+    found[order] = np.maximum(moved, low) if len(moved) and moved[0] < low else moved
+    return found.tolist()
+
+
+def nothing(ax: Axes, text: str = "nothing to draw") -> None:
+    """Say in the middle of empty axes that there is nothing."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    words(ax, 0.5, 0.5, text, transform=ax.transAxes, ha="center", color=theme_of(ax).muted)
+
+
+def in_words(share: float, verb: tuple[str, str]) -> str:
+    """A share of members as a sentence begins, with its verb for one and for many."""
+    said = {
+        2: "one member in two",
+        3: "one member in three",
+        4: "one member in four",
+        5: "one member in five",
+    }
+    near = next((text for of, text in said.items() if abs(share * of - 1) <= 0.06), None)
+    return f"{near} {verb[0]}" if near else f"{percent(share)} of members {verb[1]}"

@@ -1,0 +1,272 @@
+"""Server faults F-01 to F-14, F-18 and F-27, on every run of the tests.
+
+Users are fewer than on the page (its figure / ours is said where it matters) and the run's clock is fast, so that a
+minute's storm takes a second. What must hold of every run (accounting, starts a user, intervals, tasks, sockets,
+canary) is checked by the fixture `run`.
+"""
+
+import gzip
+import resource
+import time
+import zlib
+from collections import Counter
+
+import pytest
+
+from faults.server import FaultServer, acting, after, answer, close, cut, error, raw, reset, say, some
+from mxlab.fetch import pace
+
+RETRY_AFTER = ("5", "0", "-1", "1e9", "abc", "nan", "inf", "", "2.5", "Wed, 21 Oct 2015 07:28:00 GMT", "5, 7", "１")
+
+
+def during(begin, end, deed):
+    """A fault of every request in a span of real seconds since the server's first arrival."""
+    first = []
+
+    def fault(arrival):
+        first.append(arrival.at)
+        return deed if begin <= arrival.at - first[0] < end else None
+
+    return fault
+
+
+@pytest.fixture
+def lag():
+    """The longest that the loop was held up, in real seconds, measured every 5 ms while in the block."""
+    import asyncio
+    import contextlib
+
+    @contextlib.asynccontextmanager
+    async def measured():
+        longest = [0.0]
+
+        async def beat():
+            while True:
+                began = time.perf_counter()
+                await asyncio.sleep(0.005)
+                longest[0] = max(longest[0], time.perf_counter() - began - 0.005)
+
+        task = asyncio.create_task(beat())
+        yield longest
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    return measured
+
+
+async def test_f01_without_a_fault_everything_is_collected(run):
+    """10,000 users on the page, 600 here."""
+    with FaultServer(users=600, members=3, speed=50) as server:
+        done = await run(server)
+    assert done.coverage.answered == 600
+    assert set(server.count("aggregate_all").values()) == {1}
+    assert Counter(done.snap.members["outcome"])["finished"] == 1800
+
+
+async def test_f02_a_latency_spike_loses_nobody_and_the_limit_falls_and_recovers(run, monkeypatch):
+    """×20 for 30 s on the page; here 10 ms → 200 ms for 1.5 s, with the gate's 5 s of slowness scaled to 0.1 s."""
+    monkeypatch.setattr(pace, "_SLOW_SECONDS", 0.1)
+    limits = []
+    adapt = pace.Gate.leave
+    monkeypatch.setattr(pace.Gate, "leave", lambda gate, *a: (adapt(gate, *a), limits.append(gate.limit))[0])
+    with FaultServer(users=500, latency=0.01, fault=during(1.0, 2.5, after(0.2))) as server:
+        done = await run(server)
+    assert done.coverage.answered == 500
+    peak = max(limits)
+    trough = min(limits[limits.index(peak) :])
+    assert trough <= 0.7 * peak
+
+
+@pytest.mark.parametrize("deed", [close, reset], ids=["f03_close_after_reading", "f04_reset_after_reading"])
+@pytest.mark.parametrize("begins", [False, True], ids=["did_nothing", "f05_acted"])
+async def test_a_start_whose_answer_is_lost_is_cleared_up_by_reading(run, deed, begins):
+    """5 % of 5,000 on the page, a quarter of 200 here."""
+    lost = acting(deed) if begins else deed
+    with FaultServer(users=200, fault=some(0.25, lost, endpoint="aggregate_all")) as server:
+        done = await run(server)
+    starts = server.count("aggregate_all")
+    again = {user for user, count in starts.items() if count == 2}
+    assert done.coverage.answered == 200
+    assert set(done.acts.values()) == {1}
+    assert len(done.acts) == 200
+    assert len(again) == 0 if begins else 30 < len(again) < 70
+    assert max(starts.values()) <= 2
+
+
+async def test_f06_an_outage_loses_nobody_and_doubles_nothing(run):
+    """10 s on the page; 0.5 s at speed 2 here, while users are under way."""
+    with FaultServer(users=150, speed=2, bank_options={"seconds": lambda rng: rng.uniform(1, 4)}) as server:
+        server.later(0.6, server.down)
+        server.later(1.1, server.up)
+        done = await run(server)
+    assert done.coverage.answered == 150
+    assert set(done.acts.values()) == {1}
+    assert not done.snap.requests["left"].all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6], ids=["mid_headers", "mid_body"])
+async def test_f07_a_reset_in_the_middle_of_a_reply_fails_nobody(run, share):
+    """5 % each on the page; 10 % of all requests of 150 users here."""
+    with FaultServer(users=150) as server:
+        server.fault = lambda a: cut(share) if server.bank.rng.random() < 0.1 else None
+        done = await run(server, attempts=6)
+    assert done.coverage.answered == 150
+    assert len(done.acts) == 150
+
+
+async def test_f08_a_storm_of_429_with_retry_after_is_sat_out(run):
+    """60 s of Retry-After 5 on the page; 30 s of the run's clock, 1.5 s here."""
+    with FaultServer(users=300, speed=20) as server:
+        server.fault = during(0.5, 2.0, error(429, also=["Retry-After: 5"]))
+        done = await run(server)
+    assert done.coverage.answered == 300
+    refused = [each for each in server.arrivals if each.status == 429]
+    assert len(server.arrivals) / (len(server.arrivals) - len(refused)) <= 1.25
+
+
+async def test_f09_a_storm_of_429_without_a_hint_brings_the_limit_down(run, monkeypatch):
+    """60 s on the page, 1.5 s of real time here; the limit must be at 4 at the most within the storm."""
+    limits = []
+    adapt = pace.Gate.leave
+    monkeypatch.setattr(pace.Gate, "leave", lambda gate, *a: (adapt(gate, *a), limits.append(gate.limit))[0])
+    with FaultServer(users=300, speed=20, fault=during(0.5, 2.0, error(429))) as server:
+        done = await run(server, attempts=8)
+    assert min(limits) <= 4
+    assert len(server.arrivals) / sum(each.status != 429 for each in server.arrivals) <= 1.5
+    assert done.coverage.answered == 300
+
+
+@pytest.mark.parametrize("told", RETRY_AFTER)
+async def test_f10_no_form_of_retry_after_makes_a_wait_that_is_negative_or_endless(run, told):
+    deed = error(429, also=[f"Retry-After: {told}".encode().decode("latin-1")])
+    with FaultServer(users=3, speed=2000, fault=some(1.0, deed, endpoint="list_members", nth=(1, 2))) as server:
+        done = await run(server)
+    assert done.coverage.answered == 3
+    assert done.seconds < (300 * 1.1 + 60) * 2 / 2000 + 2
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+async def test_f11_a_burst_of_5xx_is_outlived(run, status):
+    """50 % for 120 s on the page; 50 % of 150 users' requests in the first second here."""
+    with FaultServer(users=150) as server:
+        server.fault = lambda a: error(status) if a.at < 1 and server.bank.rng.random() < 0.5 else None
+        done = await run(server, attempts=10)
+    assert done.coverage.lost == 0
+    assert done.coverage.answered + done.coverage.unknown == 150
+    assert set(done.reasons) <= {"start_not_cleared_up"}
+
+
+async def test_f12_every_start_that_503_turned_away_is_sent_again(run):
+    """100 % of starts for 20 s; 0.5 s here."""
+    turned = error(503, also=["Retry-After: 3"])
+    with FaultServer(users=150, speed=40) as server:
+        server.fault = lambda a: turned if a.endpoint == "aggregate_all" and a.at < 0.5 else None
+        done = await run(server)
+    assert done.coverage.answered == 150
+    assert set(done.acts.values()) == {1}
+    assert len(done.acts) == 150
+
+
+async def test_f13_a_session_that_expires_is_renewed_once_where_the_source_mints(run):
+    """30 % of users, at a random moment."""
+    with FaultServer(users=150, members=3) as server:
+        expired = set()
+
+        def fault(arrival):
+            if arrival.user not in expired and arrival.nth == 2 and server.bank.rng.random() < 0.3:
+                expired.add(arrival.user)
+                server.bank.expire(arrival.user)
+                return error(401, 4011)
+            return None
+
+        server.fault = fault
+        done = await run(server, tokens=server.source())
+    assert done.coverage.answered == 150
+    assert 20 < len(expired) < 80
+    assert {user: lives for user, lives in server.bank.lives.items() if lives > 1} == dict.fromkeys(expired, 2)
+
+
+async def test_f14_of_a_static_source_exactly_those_that_expired_are_lost(run):
+    with FaultServer(users=150) as server:
+        expired = set()
+
+        def fault(arrival):
+            if arrival.user in expired:
+                return error(401, 4011)
+            if arrival.endpoint == "aggregate_all" and server.bank.rng.random() < 0.3:
+                expired.add(arrival.user)
+            return None
+
+        server.fault = fault
+        done = await run(server)
+    assert 20 < len(expired) < 80
+    assert done.reasons == {"session_expired": len(expired)}
+    assert set(done.snap.failures["user"]) == expired
+    assert done.coverage.answered == 150 - len(expired)
+
+
+GOOD = b'{"members":[]}'
+ZIPPED = gzip.compress(GOOD)
+
+
+def _bomb():
+    stream = zlib.compressobj(9, wbits=31)
+    return b"".join(stream.compress(bytes(2**20)) for _ in range(512)) + stream.flush()
+
+
+def headed(body, *lines, length=None):
+    lines = ["HTTP/1.1 200 OK", *lines] + [f"Content-Length: {length}"] * (length is not None)
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+GZIP = "Content-Encoding: gzip"
+CHUNKED = "Transfer-Encoding: chunked"
+#: number → (what the server does, error class, reason of the reject); None: nothing arrived that could be kept
+BODIES = {
+    "B-009": (raw(headed(GOOD, length=99)), "ConnectionLost", "short_body"),
+    "B-010": (raw(headed(GOOD, length=5)), "BadReply", "json_truncated"),
+    "B-011": (say(200, ZIPPED[:-12], also=[GZIP]), "BadReply", "gzip_truncated"),
+    "B-011b": (say(200, ZIPPED[:-8], also=[GZIP]), "BadReply", "gzip_truncated"),
+    "B-012": (say(200, ZIPPED[:-8] + b"\0\0\0\0" + ZIPPED[-4:], also=[GZIP]), "BadReply", "gzip"),
+    "B-013": (say(200, ZIPPED + b"junk", also=[GZIP]), "BadReply", "gzip_trailing"),
+    "B-014": (say(200, ZIPPED * 2, also=[GZIP]), "BadReply", "gzip_trailing"),
+    "B-015": (say(200, GOOD, also=["Content-Encoding: br"]), "BadReply", "encoding"),
+    "B-015b": (say(200, GOOD, also=["Content-Encoding: zstd"]), "BadReply", "encoding"),
+    "B-015c": (say(200, ZIPPED, also=["Content-Encoding: gzip, gzip"]), "BadReply", "encoding"),
+    "B-016": (say(200, _bomb(), also=[GZIP]), "BadReply", "too_large"),
+    "B-017": (raw(headed(b"x" * 1000, length=9 * 2**20), then="hang"), "BadReply", "too_large"),
+    "B-018": (raw(headed(b"e\r\n" + GOOD + b"\r\n", CHUNKED), then="hang"), "ReplyTimeout", None),
+    "B-018b": (raw(headed(b"e\r\n" + GOOD + b"\r\n", CHUNKED)), "ConnectionLost", "short_body"),
+    "B-019": (raw(headed(b"ffffffffffff\r\n" + GOOD, CHUNKED)), "ConnectionLost", "short_body"),
+}
+
+
+@pytest.mark.parametrize("number", BODIES)
+async def test_f18_a_body_that_breaks_off_or_grows_is_kept_as_a_reject_within_bounds(run, lag, number):
+    """Each ×20 among 20 users who are well. Memory: 50 MB more at the most; the loop: 150 ms at the most."""
+    deed, error_name, reason = BODIES[number]
+    with FaultServer(users=40) as server:
+        server.fault = lambda a: deed if int(a.user.removeprefix("user-")) % 2 else None
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        async with lag() as longest:
+            done = await run(server, "observe", attempts=1, reply_timeout_seconds=0.7, concurrency=4)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (done.coverage.answered, done.coverage.lost) == (20, 20)
+    requests = done.snap.requests
+    assert Counter(requests["error"].dropna().astype(str)) == {error_name: 20}
+    assert Counter(done.snap.rejects["reason"]) == ({reason: 20} if reason else {})
+    assert done.snap.rejects["body"].map(len).le(64 * 2**10).all()
+    assert grown < 50 * 1024
+    assert longest[0] < 0.15
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_f27_a_redirect_to_another_host_gets_no_request(run, status, scheme):
+    with FaultServer() as elsewhere:
+        to = f"Location: {scheme}://127.0.0.1:{elsewhere.port}/members"
+        with FaultServer(users=3, fault=lambda _: say(status, also=[to])) as server:
+            done = await run(server)
+        assert done.reasons == {"redirected": 3}
+        assert elsewhere.connections == len(elsewhere.arrivals) == 0
