@@ -39,7 +39,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     is_being_aggregated: bool | None
 
 
-class Exchange(msgspec.Struct):
+class Exchange(msgspec.Struct, gc=False):
     """One attempt at a request and what came of it; a retry is an Exchange of its own.
 
     Attributes
@@ -88,7 +88,7 @@ class Exchange(msgspec.Struct):
     simulated: bool = False
 
 
-class MemberEnding(msgspec.Struct):
+class MemberEnding(msgspec.Struct, gc=False):
     """How one member's run ended.
 
     Attributes
@@ -116,7 +116,7 @@ class MemberEnding(msgspec.Struct):
     job_seconds: float | None = None
 
 
-class Ending(msgspec.Struct):
+class Ending(msgspec.Struct, gc=False):
     """How one user's run ended.
 
     Attributes

@@ -34,9 +34,23 @@ def figures():
         return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent,
     )
-    packages = ("mxlab", "aiohttp", "deltalake", "duckdb", "matplotlib", "msgspec", "pandas", "pyarrow", "uvloop")
+    packages = (
+        "mxlab",
+        "aiohttp",
+        "deltalake",
+        "duckdb",
+        "matplotlib",
+        "msgspec",
+        "pandas",
+        "pyarrow",
+        "uvloop",
+    )
     known |= {
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),

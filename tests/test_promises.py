@@ -29,7 +29,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_importing_mxlab_loads_none_of_the_heavy_packages():
-    heavy = "pandas matplotlib aiohttp ipywidgets pyarrow duckdb deltalake scipy".split()
+    heavy = ["pandas", "matplotlib", "aiohttp", "ipywidgets", "pyarrow", "duckdb", "deltalake", "scipy"]
     code = f"import sys, mxlab; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -72,7 +72,11 @@ def test_a_secret_is_revealed_in_two_places_only_where_a_header_is_made():
     for path in (ROOT / "mxlab").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                calls = [each for each in ast.walk(node) if isinstance(each, ast.Attribute) and each.attr == "reveal"]
+                calls = [
+                    each
+                    for each in ast.walk(node)
+                    if isinstance(each, ast.Attribute) and each.attr == "reveal"
+                ]
                 callers |= {f"{path.name}:{node.name}"} if calls else set()
     assert callers == {"client.py:_send", "sso.py:_ask"}
 
@@ -92,7 +96,7 @@ def test_pyplot_is_nowhere():
 
 
 def test_the_readme_names_the_two_commands():
-    fenced = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     first = next(line for line in README.splitlines() if "mxlab demo" in line)
     assert first + "\n" in fenced
     assert "#" not in first
@@ -127,7 +131,12 @@ def test_every_setting_has_its_default_and_meaning_in_the_readme():
 
 
 def test_nothing_here_names_a_package_registry_or_a_path_of_a_machine():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
     for name in listed or [str(path.relative_to(ROOT)) for path in (ROOT / "mxlab").rglob("*.py")]:
         text = (ROOT / name).read_bytes().decode(errors="replace")
-        assert not re.search(r"pypi\.org|pythonhosted|registry\.npm|/root/|/work/", text) or name == "tests/test_promises.py"
+        assert (
+            not re.search(r"pypi\.org|pythonhosted|registry\.npm|/root/|/work/", text)
+            or name == "tests/test_promises.py"
+        )

@@ -12,7 +12,7 @@ import msgspec
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A member record as MX documents it; every field but `guid` may be null or absent.
 
     Attributes
@@ -50,7 +50,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     extra: str | None = msgspec.field(default=None, name="mxlab:extra")
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """When a job ran, by MX's own clock; the other fields of a job are not needed."""
 
     guid: str
@@ -58,7 +58,7 @@ class Job(msgspec.Struct, frozen=True):
     finished_at: Time | None = None
 
 
-class Reject(msgspec.Struct, frozen=True):
+class Reject(msgspec.Struct, frozen=True, gc=False):
     """A body or a record that could not be read.
 
     Attributes
@@ -90,6 +90,11 @@ _GUID = re.compile(r"[A-Z]{3,4}-[0-9A-Za-z-]{1,64}")
 _LEAP_SECOND = re.compile(r":60(?=[.Zz+-]|$)")
 
 
+def is_guid(text: str | None) -> bool:
+    """Whether it has the shape of an MX id; nothing else may become a part of an address."""
+    return text is not None and _GUID.fullmatch(text) is not None
+
+
 def read_member(record: Any) -> Member:
     """A `Member` from one JSON record, forgiving what MX's replies are known to vary in.
 
@@ -117,7 +122,7 @@ def read_member(record: Any) -> Member:
     if not isinstance(record, dict):
         raise Unreadable("record_is_no_object")
     guid = record.get("guid")
-    if not isinstance(guid, str) or not _GUID.fullmatch(guid):
+    if not isinstance(guid, str) or not is_guid(guid):
         raise Unreadable("guid")
     known = {name: record[name] for name in FIELDS if name in record}
     for name in _TIMES:

@@ -10,7 +10,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ from mxlab.errors import (
     SessionExpired,
     Unavailable,
 )
-from mxlab.nexus.members import Job, Member, Reject, Unreadable, read_member, read_time
+from mxlab.nexus.members import Job, Member, Reject, Unreadable, is_guid, read_member, read_time
 
 MEDIA_TYPE = "application/vnd.mx.nexus.v1+json"
 #: Replies of the simulator carry this header, so that every figure made of them can be stamped.
@@ -35,6 +35,7 @@ RECORDS_PER_PAGE = 1000
 MOST_MEMBERS = 10_000
 MOST_WIRE_BYTES = 8 * 2**20
 MOST_BODY_BYTES = 32 * 2**20
+_PIECE_BYTES = 2**20
 _KEPT_BYTES = 64 * 2**10
 _LONGEST_WAIT_SECONDS = 300.0
 
@@ -64,8 +65,7 @@ READ_MEMBER = Endpoint("read_member", "/members/{guid}")
 READ_JOB = Endpoint("read_job", "/jobs/{guid}")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """What a 200 said.
 
     Attributes
@@ -80,13 +80,13 @@ class Reply:
         Whether a further page must be asked for.
     """
 
-    members: list[Member] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
+    members: list[Member] = []
+    rejects: list[Reject] = []
     job: Job | None = None
     has_more: bool = False
 
 
-class _Documented(msgspec.Struct, forbid_unknown_fields=True):
+class _Documented(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     members: list[Member]
 
 
@@ -117,17 +117,21 @@ def decoded(body: bytes, headers: Mapping[str, str]) -> bytes:
             f"the reply has encoding {encoding[:40]!r}, which was not asked for", reason="encoding"
         )
     stream = zlib.decompressobj(wbits=31)
+    pieces, size = [], 0
     try:
-        text = stream.decompress(body, MOST_BODY_BYTES)
+        while body:
+            pieces.append(stream.decompress(body, _PIECE_BYTES))
+            size += len(pieces[-1])
+            if size > MOST_BODY_BYTES:
+                raise BadReply(f"the reply is larger than {MOST_BODY_BYTES} bytes", reason="too_large")
+            body = stream.unconsumed_tail
     except zlib.error:
         raise BadReply("the gzip stream of the reply is damaged", reason="gzip") from None
-    if stream.unconsumed_tail:
-        raise BadReply(f"the reply is larger than {MOST_BODY_BYTES} bytes", reason="too_large")
     if not stream.eof:
         raise BadReply("the gzip stream of the reply ends early", reason="gzip_truncated")
     if stream.unused_data:
         raise BadReply("bytes follow the gzip stream of the reply", reason="gzip_trailing")
-    return text
+    return b"".join(pieces)
 
 
 def read_reply(
@@ -173,7 +177,8 @@ def read_reply(
         return _tolerant(text, page)
     if len(members) > MOST_MEMBERS:
         raise BadReply(f"the reply has {len(members)} members", reason="too_many")
-    if len({member.guid for member in members}) != len(members) or not all(m.guid for m in members):
+    guids = {member.guid for member in members}
+    if len(guids) != len(members) or not all(map(is_guid, guids)):
         return _tolerant(text, page)
     return Reply(members, has_more=_full_page(len(members)))
 
