@@ -363,8 +363,7 @@ def _simulate(options: argparse.Namespace) -> int:
         stopped = asyncio.Event()
         for name in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(name, stopped.set)
-        until = asyncio.ensure_future(stopped.wait())
-        await serve(parameters, port=options.port, speed=options.speed, announce=announce, until=until)
+        await serve(parameters, port=options.port, speed=options.speed, announce=announce, until=stopped)
 
     with asyncio.Runner() as runner:
         runner.run(until_stopped())

@@ -4,7 +4,9 @@
 shares no code with the client but the errors and the status table.
 """
 
+from mxlab.simulator.faults import FAULTS, Faults
 from mxlab.simulator.parameters import SCENARIOS, Parameters
+from mxlab.simulator.records import Records
 from mxlab.simulator.world import World
 
-__all__ = ["SCENARIOS", "Parameters", "World"]
+__all__ = ["FAULTS", "SCENARIOS", "Faults", "Parameters", "Records", "World"]

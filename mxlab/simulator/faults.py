@@ -292,8 +292,10 @@ class Faults:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: must not be negative")
 
     @classmethod
-    def of(cls, figures: Mapping[str, object]) -> "Faults":
+    def of(cls, figures: object) -> "Faults":
         """Faults from the figures of a JSON object."""
+        if not isinstance(figures, Mapping):
+            raise ConfigError(f"the figures of faults are {figures!r}: must be an object")
         known = {declared.name for declared in fields(cls)}
         for name in figures:
             if name not in known:

@@ -177,40 +177,43 @@ class Market:
 
 def plant(parameters: Parameters, market: Market) -> list[dict[str, object]]:
     """Change the institutions as the scenarios say; what was planted, one record each (times are Unix times)."""
-    begins = parameters.epoch + parameters.scenario_from_seconds
-    ends = parameters.epoch + parameters.scenario_until_seconds
+    p = parameters
+    begins, ends = p.epoch + p.scenario_from_seconds, p.epoch + p.scenario_until_seconds
     planted: list[dict[str, object]] = []
 
-    def record(scenario: str, hit: Institution, **known: object) -> None:
-        planted.append(
-            {"scenario": scenario, "institution_guid": hit.guid, "institution_code": hit.code,
-             "institution": hit.name, "bank": hit.bank, "is_oauth": hit.oauth, **known}
-        )  # fmt: skip
+    def record(hit: Institution, **known: object) -> None:
+        bank = {"institution_guid": hit.guid, "institution_code": hit.code, "institution": hit.name}
+        planted.append({"scenario": scenario, **bank, "bank": hit.bank, "is_oauth": hit.oauth, **known})
 
-    for scenario in dict.fromkeys(parameters.scenarios):
-        random = Random(key(parameters.seed, sum(scenario.encode())))
+    for scenario in dict.fromkeys(p.scenarios):
+        random = Random(key(p.seed, sum(scenario.encode())))
         if scenario == "slow_bank":
             hit = market.pick(random, least=0.04)
-            usual = hit.median_seconds
-            hit.median_seconds = parameters.duration_median_seconds * parameters.slow_factor
-            record(scenario, hit, median_seconds=hit.median_seconds, usual_median_seconds=usual)
+            usual = sum(
+                one.share * math.log(one.median_seconds) for one in market.institutions if one is not hit
+            )
+            hit.median_seconds = p.slow_factor * math.exp(usual / (1 - hit.share))
+            record(hit, median_seconds=hit.median_seconds)
         elif scenario.startswith("outage"):
             for hit in market.family(market.pick(random, least=0.02, paired=True)):
                 if scenario == "outage" or hit.oauth == (scenario == "outage_oauth"):
-                    hit.outages.append((begins, ends, parameters.outage_share))
-                    record(scenario, hit, begins=begins, ends=ends, failing_share=parameters.outage_share)
+                    hit.outages.append((begins, ends, p.outage_share))
+                    record(hit, begins=begins, ends=ends, failing_share=p.outage_share)
         elif scenario == "password_reset":
             for hit in market.family(market.pick(random, least=0.02, paired=True)):
                 if not hit.oauth:
                     hit.reset_at = begins
-                    record(scenario, hit, begins=begins)
+                    record(hit, begins=begins)
         elif scenario == "migration":
             hit = market.pick(random, least=0.02)
             hit.migrates_at = begins
-            record(scenario, hit, begins=begins)
+            record(hit, begins=begins)
         elif scenario == "onboarding_wave":
             hit = market.pick(random, least=0.005, most=0.02)
-            hit.failure_share = max(0.35, hit.failure_share)
-            record(scenario, hit, begins=begins, ends=ends, failing_share=hit.failure_share,
-                   user_share=parameters.wave_share)  # fmt: skip
+            hit.failure_share = max(p.poor_failure_share, hit.failure_share)
+            record(hit, begins=begins, ends=ends, failing_share=hit.failure_share, user_share=p.wave_share)
+        elif scenario == "new_status":
+            planted.append({"scenario": scenario, "status": p.new_status, "member_share": p.new_status_share})
+        elif scenario == "defects":
+            planted.append({"scenario": scenario, "member_share": p.defect_share})
     return planted

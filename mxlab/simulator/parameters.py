@@ -147,8 +147,9 @@ class Parameters:
         When the outage, wave, reset or migration begins, and when an outage or a wave ends.
     outage_share
         Share of jobs that fail in an outage.
-    wave_share
-        With ``onboarding_wave``: share of users that add a member of the poor bank.
+    wave_share, poor_failure_share
+        With ``onboarding_wave``: share of users that add a member of the poor bank, and the share of its jobs that
+        fail, before the wave as after it.
     new_status, new_status_share
         With ``new_status``: the word and the share of members that carry it.
     forbidden
@@ -235,6 +236,7 @@ class Parameters:
     scenario_until_seconds: float = 2 * DAY + 6 * HOUR
     outage_share: float = 0.9
     wave_share: float = 0.15
+    poor_failure_share: float = 0.35
     new_status: str = "AWAITING_CONSENT"
     new_status_share: float = 0.01
 

@@ -75,6 +75,10 @@ class Records:
         """The records of several members with commas between."""
         return b",".join([self.member(member, now) for member in members])
 
+    def reply(self, user: int, now: float) -> bytes:
+        """The body of a list of all members of the user at an index, as of ``now``: a page of history without HTTP."""
+        return b'{"members":[%s]}' % self.members(self._world.members(user, now), now)
+
     def _render(self, member: Member) -> str:
         """One f-string in the order of the endpoint's page: thousands of these are made a second."""
         one = member.wrapping or self._wrap(member)

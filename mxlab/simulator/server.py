@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -52,15 +53,18 @@ class _Server(web.Server):
 
 
 @contextlib.asynccontextmanager
-async def listening(nexus: Nexus, port: int = 0) -> AsyncIterator[int]:
+async def listening(nexus: Nexus, port: int = 0, *, idle_seconds: float = 75.0) -> AsyncIterator[int]:
     """The port on 127.0.0.1 at which an API listens inside the ``async with``.
+
+    A connection that is idle for ``idle_seconds`` (real ones) is closed, as a balancer does.
 
     Raises
     ------
     ConfigError
         If the port is in use.
     """
-    runner = web.ServerRunner(_Server(nexus.handle, access_log=None), shutdown_timeout=0.5)
+    server = _Server(nexus.handle, access_log=None, keepalive_timeout=idle_seconds)
+    runner = web.ServerRunner(server, shutdown_timeout=0.5)
     await runner.setup()
     try:
         try:
@@ -82,10 +86,11 @@ async def serve(
     port: int = 0,
     speed: float = 1.0,
     faults: Faults | None = None,
+    idle_seconds: float = 75.0,
     announce: Callable[[dict[str, Any]], None],
-    until: Awaitable[object] | None = None,
+    until: asyncio.Event | None = None,
 ) -> None:
-    """Serve a world on 127.0.0.1 until ``until`` is done, or until cancelled.
+    """Serve a world on 127.0.0.1 until ``until`` is set, or until cancelled.
 
     Parameters
     ----------
@@ -97,23 +102,27 @@ async def serve(
         Simulated seconds a real second.
     faults
         What goes wrong from the start; none by default.
+    idle_seconds
+        Real seconds after which an idle connection is closed.
     announce
         Called once the server listens, with ``base_url``, ``clock`` (REAL/SIMULATED/SPEED), ``client_id``,
         ``control_key``, ``users``, ``seed``.
     until
-        What to wait for.
+        The event that ends it; none for never.
 
     Raises
     ------
     ConfigError
-        If the port is in use or the speed is not above 0.
+        If the port is in use or is none, or the speed is not above 0.
     """
     if not speed > 0:
         raise ConfigError(f"speed is {speed!r}: must be above 0")
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port is {port}: must be from 1 to 65535, or 0 for any free one")
     real = time.time()
     nexus = Nexus(World(parameters), lambda: parameters.epoch + (time.time() - real) * speed)
     nexus.set_faults(faults or Faults())
-    async with listening(nexus, port) as bound:
+    async with listening(nexus, port, idle_seconds=idle_seconds) as bound:
         announce(
             {
                 "base_url": f"http://127.0.0.1:{bound}",
@@ -124,7 +133,7 @@ async def serve(
                 "seed": parameters.seed,
             }
         )
-        await (until if until is not None else asyncio.Event().wait())
+        await (until or asyncio.Event()).wait()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         help="any other figure of Parameters, as JSON",
     )
     parser.add_argument("--faults", default="{}", metavar="JSON", help="figures of Faults, as a JSON object")
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=75.0,
+        help="real seconds until an idle connection is closed (75)",
+    )
     parser.add_argument("--until-eof", action="store_true", help="stop when standard input ends")
     return parser
 
@@ -216,14 +231,18 @@ async def _run(options: argparse.Namespace) -> None:
         port=options.port,
         speed=options.speed,
         faults=faults,
+        idle_seconds=options.idle_seconds,
         announce=_announce,
-        until=stopped.wait(),
+        until=stopped,
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve as a command line says; 0 when stopped, 2 when it cannot be done as asked."""
     options = _parser().parse_args(arguments)
+    gc.set_threshold(
+        100_000
+    )  # members live as long as the process: looking through them again and again is idle
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
 

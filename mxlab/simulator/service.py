@@ -15,7 +15,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -52,15 +52,23 @@ class Refusal(Exception):
         self.code = code or status * 10
 
 
+class Call(NamedTuple):
+    """What a request asks for: endpoint, its argument (a guid), query and body as they came."""
+
+    endpoint: str
+    argument: str
+    query: str
+    body: bytes
+
+
 class Session:
     """One user's session: its user's index and when it ends (Unix time of the simulation)."""
 
-    __slots__ = ("calls", "ends_at", "user")
+    __slots__ = ("ends_at", "user")
 
     def __init__(self, user: int, ends_at: float) -> None:
         self.user = user
         self.ends_at = ends_at
-        self.calls = 0
 
 
 class Arrivals:
@@ -108,7 +116,7 @@ class Nexus:
         self._api_tokens: dict[str, tuple[int, float]] = {}
         self._dice: Dice | None = None
         self._faults_end_at = 0.0
-        self._calls: dict[str, Callable[[Session, str, str, bytes], bytes]] = {
+        self._calls: dict[str, Callable[[Session, Call], bytes]] = {
             "aggregate_all": self._aggregate_all,
             "aggregate_one": self._aggregate_one,
             "list_members": self._list_members,
@@ -136,76 +144,66 @@ class Nexus:
         arrivals.most_in_flight = max(arrivals.most_in_flight, arrivals.in_flight)
         try:
             body = await request.read() if request.can_read_body else b""
-            endpoint, argument = _route(request.method, path)
-            arrivals.by_endpoint[endpoint] += 1
+            call = Call(*_route(request.method, path), query, body)
+            arrivals.by_endpoint[call.endpoint] += 1
             session = self._sessions.get(request.headers.get("MD-SESSION-TOKEN", ""))
-            if session is not None and endpoint == "aggregate_all":
+            if session is not None and call.endpoint == "aggregate_all":
                 arrivals.aggregate_by_user[session.user] += 1
             if self._dice is None:
-                return self._answer(request, endpoint, argument, query, body)
-            return await self._answer_with_faults(request, session, endpoint, argument, query, body)
+                return self._answer(request, session, call)
+            return await self._answer_with_faults(self._dice, request, session, call)
         finally:
             arrivals.in_flight -= 1
 
     async def _answer_with_faults(
-        self,
-        request: web.BaseRequest,
-        session: Session | None,
-        endpoint: str,
-        argument: str,
-        query: str,
-        body: bytes,
+        self, dice: Dice, request: web.BaseRequest, session: Session | None, call: Call
     ) -> web.StreamResponse:
-        """The reply to a request after delay, limit and fault."""
-        assert self._dice is not None
-        dice, faults = self._dice, self._dice.faults
+        """The reply to a request after limit, delay and fault."""
+        faults, refused = dice.faults, self.arrivals.refused_by_endpoint
         if time.monotonic() >= self._faults_end_at:
             self._dice = None
-            return self._answer(request, endpoint, argument, query, body)
+            return self._answer(request, session, call)
         if faults.in_flight_limit and self.arrivals.in_flight > faults.in_flight_limit:
-            self.arrivals.refused_by_endpoint[endpoint] += 1
+            refused[call.endpoint] += 1
             return self._refuse(Refusal(429, "Too many requests at once."))
-        fault, name, uniform, delay = dice.throw(-1 if session is None else session.user, endpoint)
+        fault, name, uniform, delay = dice.throw(-1 if session is None else session.user, call.endpoint)
         if delay:
             await asyncio.sleep(delay)
-        if name == "session_expired" and session is not None:
-            session.ends_at, fault = 0.0, None
-        if fault is None:
-            reply = self._answer(request, endpoint, argument, query, body)
-            if faults.date_offset_seconds:
-                reply.headers["Date"] = email.utils.formatdate(
-                    time.time() + faults.date_offset_seconds, usegmt=True
-                )
-            return reply
+        if name == "session_expired":
+            fault = None
+            if session is not None:
+                session.ends_at = 0.0
         true = b""
-        if fault.acts:
-            reply = self._answer(request, endpoint, argument, query, body)
+        if fault is None or fault.acts:
+            reply = self._answer(request, session, call)
+            if faults.date_offset_seconds:
+                date = time.time() + faults.date_offset_seconds
+                reply.headers["Date"] = email.utils.formatdate(date, usegmt=True)
+            if fault is None or reply.status >= 400:
+                return reply
             assert isinstance(reply.body, bytes)
             true = reply.body
         if fault.refuses:
-            self.arrivals.refused_by_endpoint[endpoint] += 1
+            refused[call.endpoint] += 1
         await _misbehave(request, fault, fault.write(Shape(true, uniform, faults)))
         return web.Response()  # to a connection that is gone
 
-    def _answer(
-        self, request: web.BaseRequest, endpoint: str, argument: str, query: str, body: bytes
-    ) -> web.Response:
+    def _answer(self, request: web.BaseRequest, session: Session | None, call: Call) -> web.Response:
         """The API's own reply."""
         try:
-            if endpoint == "unknown":
-                raise Refusal(404, "There is nothing at this path.")
-            if endpoint == "wrong_method":
-                raise Refusal(405, "This path does not take this method.")
-            if endpoint == "api_token":
-                return _reply(self._api_token(request, argument), type_=SSO_TYPE)
-            if endpoint == "create_session":
-                return _reply(
-                    self._create_session(request, body), status=self.world.parameters.session_status_code
-                )
-            session = self._session(request)
-            return _reply(self._calls[endpoint](session, argument, query, body))
+            match call.endpoint:
+                case "unknown":
+                    raise Refusal(404, "There is nothing at this path.")
+                case "wrong_method":
+                    raise Refusal(405, "This path does not take this method.")
+                case "api_token":
+                    return _reply(self._api_token(request, call), type_=SSO_TYPE)
+                case "create_session":
+                    made = self._create_session(request, call)
+                    return _reply(made, status=self.world.parameters.session_status_code)
+            return _reply(self._calls[call.endpoint](self._renewed(session), call))
         except Refusal as refusal:
-            self.arrivals.refused_by_endpoint[endpoint] += 1
+            self.arrivals.refused_by_endpoint[call.endpoint] += 1
             return self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> web.Response:
@@ -215,8 +213,8 @@ class Nexus:
 
     # SSO and sessions
 
-    def _api_token(self, request: web.BaseRequest, path: str) -> bytes:
-        client_id, user_id = path.split("/", 1)
+    def _api_token(self, request: web.BaseRequest, call: Call) -> bytes:
+        client_id, _, user_id = call.argument.partition("/")
         if request.headers.get("MD-API-KEY") != API_KEY:
             raise Refusal(401, "The API key is not valid.")
         user = self.world.user_ids().find(unquote(user_id))
@@ -226,11 +224,11 @@ class Nexus:
         self._api_tokens[token] = user, self.now() + self.world.parameters.api_token_seconds
         return b'{"api_token":{"token":"%s"}}' % token.encode()
 
-    def _create_session(self, request: web.BaseRequest, body: bytes) -> bytes:
+    def _create_session(self, request: web.BaseRequest, call: Call) -> bytes:
         token = request.headers.get("MD-API-TOKEN")
         if not token:
             raise Refusal(401, "The MD-API-TOKEN header is missing.")
-        asked = _json_object(body).get("session", {})
+        asked = _json_object(call.body).get("session", {})
         if not isinstance(asked, dict) or not isinstance(asked.get("skip_aggregation", False), bool):
             raise Refusal(400, "session.skip_aggregation must be true or false.", code=4001)
         user, ends_at = self._api_tokens.pop(token, (-1, 0.0))
@@ -249,8 +247,8 @@ class Nexus:
         self._sessions[token] = Session(user, self.now() + self.world.parameters.session_seconds)
         return token
 
-    def _session(self, request: web.BaseRequest) -> Session:
-        session = self._sessions.get(request.headers.get("MD-SESSION-TOKEN", ""))
+    def _renewed(self, session: Session | None) -> Session:
+        """The session that a request came with, good for another 30 minutes."""
         if session is None:
             raise Refusal(401, "The session token is missing or not valid.")
         now = self.now()
@@ -259,38 +257,38 @@ class Nexus:
                 self.world.parameters.expired_status_code, "The session token has expired.", code=4011
             )
         session.ends_at = now + self.world.parameters.session_seconds
-        session.calls += 1
         return session
 
     # Members and jobs
 
-    def _aggregate_all(self, session: Session, _argument: str, query: str, body: bytes) -> bytes:
+    def _aggregate_all(self, session: Session, call: Call) -> bytes:
         now, world = self.now(), self.world
         members = world.members(session.user, now)
-        flags = _flags(query, body)
+        flags = _flags(call.query, call.body)
         barred = sum(not member.pfm for member in members)
         if barred and (world.parameters.forbidden == "whole_call" or barred == len(members)):
             raise Refusal(403, "The use case of a member is not PFM.")
         begun = world.aggregate(members, now, holdings=flags[0], transactions=flags[1])
-        self.arrivals.acted_by_user[session.user] += bool(begun)
+        if begun:
+            self.arrivals.acted_by_user[session.user] += 1
         if world.parameters.throttled_body == "omitted":
             members = [job.member for job in begun]
         return b'{"members":[%s]}' % self._records.members(members, now)
 
-    def _aggregate_one(self, session: Session, guid: str, query: str, body: bytes) -> bytes:
-        now, member = self.now(), self._own(session, guid)
-        flags = _flags(query, body)
+    def _aggregate_one(self, session: Session, call: Call) -> bytes:
+        now, member = self.now(), self._own(session, call.argument)
+        flags = _flags(call.query, call.body)
         if not member.pfm:
             raise Refusal(403, "The use case of the member is not PFM.")
         self.world.aggregate([member], now, holdings=flags[0], transactions=flags[1])
         return b'{"member":%s}' % self._records.member(member, now)
 
-    def _list_members(self, session: Session, _argument: str, query: str, _body: bytes) -> bytes:
+    def _list_members(self, session: Session, call: Call) -> bytes:
         p, now = self.world.parameters, self.now()
         members = self.world.members(session.user, now)
         found, page, size = len(members), 1, max(1, len(members))
         if p.pages:
-            page, size = _page(query)
+            page, size = _page(call.query)
             members = members[(page - 1) * size : page * size]
         pages = -(-found // size)
         block = b""
@@ -302,23 +300,23 @@ class Nexus:
             block %= (page, size, found, pages)
         return b'{"%s":[%s]%s}' % (p.list_root.encode(), self._records.members(members, now), block)
 
-    def _read_member(self, session: Session, guid: str, _query: str, _body: bytes) -> bytes:
-        member = self._own(session, guid)
+    def _read_member(self, session: Session, call: Call) -> bytes:
+        member = self._own(session, call.argument)
         return b'{"member":%s}' % self._records.member(member, self.now())
 
-    def _read_job(self, session: Session, guid: str, _query: str, _body: bytes) -> bytes:
-        job = self.world.job(guid, self.now())
+    def _read_job(self, session: Session, call: Call) -> bytes:
+        job = self.world.job(call.argument, self.now())
         if job is None or job.member.user != session.user:
             raise Refusal(self.world.parameters.foreign_status_code, "There is no such job.")
         return json.dumps({"job": self._records.job(job)}).encode()
 
-    def _verify_member(self, session: Session, guid: str, _query: str, _body: bytes) -> bytes:
-        member, now = self._own(session, guid), self.now()
+    def _verify_member(self, session: Session, call: Call) -> bytes:
+        member, now = self._own(session, call.argument), self.now()
         self.world.verify(member, now)
         return b'{"member":%s}' % self._records.member(member, now)
 
-    def _resume_member(self, session: Session, guid: str, _query: str, _body: bytes) -> bytes:
-        member, now = self._own(session, guid), self.now()
+    def _resume_member(self, session: Session, call: Call) -> bytes:
+        member, now = self._own(session, call.argument), self.now()
         if not self.world.answer(member, now):
             raise Refusal(405, "Only a CHALLENGED member can be resumed.")
         return b'{"member":%s}' % self._records.member(member, now)
@@ -367,7 +365,7 @@ class Nexus:
         return {
             "by_endpoint": {name: count for name, count in got.by_endpoint.items() if name in _ENDPOINTS},
             "aggregate_by_user": {ids[user]: count for user, count in got.aggregate_by_user.items()},
-            "acted_by_user": {ids[user]: count for user, count in got.acted_by_user.items() if count},
+            "acted_by_user": {ids[user]: count for user, count in got.acted_by_user.items()},
             "refused_by_endpoint": dict(got.refused_by_endpoint),
             "most_in_flight": got.most_in_flight,
             "total": got.by_endpoint.total(),

@@ -9,6 +9,8 @@ which they happen are invented (`Parameters`).
 """
 
 import bisect
+import contextlib
+import gc
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +46,8 @@ _AGAIN = {
 }  # fmt: skip
 
 _NOT_THE_USERS = frozenset({"FAILED", "DEGRADED", "DISCONNECTED"})
+_NOT_AT_OAUTH_BANKS = frozenset({"CHALLENGED", "EXPIRED", "REJECTED", "PREVENTED"})
+_MOVED = frozenset({"CONNECTED", "FAILED", "DEGRADED", "UPDATED", "CREATED"})
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -77,18 +81,15 @@ class Job:
 
     __slots__ = (
         "background", "duration", "ends_at", "finished_at", "holdings", "member", "number", "outcome",
-        "premium", "requested_at", "started_at", "transactions", "uniform",
+        "premium", "requested_at", "started_at", "transactions",
     )  # fmt: skip
 
-    def __init__(
-        self, member: "Member", requested_at: float, duration: float, outcome: str | None, uniform: float
-    ) -> None:
+    def __init__(self, member: "Member", requested_at: float, duration: float, outcome: str | None) -> None:
         self.member = member
         self.number = len(member.jobs) + 1
         self.requested_at = requested_at
         self.duration = duration
         self.outcome = outcome
-        self.uniform = uniform
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.ends_at = _NEVER
@@ -235,13 +236,11 @@ class World:
         self._user_ids = UserIds(parameters.users)
         self._counts, self._count_weights = _cumulate(parameters.members_per_user)
         self._statuses, self._status_weights = _cumulate(parameters.status_mix)
-        self._troubles, self._trouble_sums = (
-            list(parameters.trouble_shares),
-            list(accumulate(parameters.trouble_shares.values())),
-        )
+        self._troubles = list(parameters.trouble_shares)
+        self._trouble_sums = list(accumulate(parameters.trouble_shares.values()))
         self._poor = self._planted_institution("onboarding_wave")
         self._defects = _defect_kinds(parameters)
-        self._wrong_statuses = "new_status" in parameters.scenarios
+        self._new_status = parameters.new_status if "new_status" in parameters.scenarios else None
 
     # What is asked
 
@@ -299,25 +298,18 @@ class World:
         success (not at MX Bank), and in the statuses of `NEVER_START`.
         """
         begun = []
-        throttle = self.parameters.throttle_seconds
         for member in members:
-            if (
-                member.running
-                or member.status in NEVER_START
-                or member.then is World._pick_up
-                or not member.pfm
-            ):
-                continue
-            if (
-                member.institution.throttled
-                and member.succeeded_at is not None
-                and now < member.succeeded_at + throttle
-            ):
-                continue
-            job = self._begin(member, now)
-            job.holdings, job.transactions = holdings, transactions
-            begun.append(job)
+            if self._may_start(member, now):
+                job = self._begin(member, now)
+                job.holdings, job.transactions = holdings, transactions
+                begun.append(job)
         return begun
+
+    def _may_start(self, member: Member, now: float) -> bool:
+        if member.running or member.then is World._pick_up or member.status in NEVER_START or not member.pfm:
+            return False
+        since = member.succeeded_at if member.institution.throttled else None
+        return since is None or now >= since + self.parameters.throttle_seconds
 
     def aggregate_all(self, user: int, now: float) -> list[Member]:
         """All members of a user after a kick-off at ``now``."""
@@ -340,28 +332,29 @@ class World:
 
     def advance(self, now: float) -> None:
         """Age every user of the world to ``now``."""
-        for user in range(self.parameters.users):
-            self.members(user, now)
+        with _not_collecting():
+            for user in range(self.parameters.users):
+                self.members(user, now)
 
     # What is true
 
     def jobs(self, now: float) -> Iterator[Job]:
         """Every job that ran since the epoch, of the users that were asked about."""
-        for user in list(self._users):
+        epoch = self.parameters.epoch
+        for user, members in list(self._users.items()):
             self.members(user, now)
-            for member in self._users[user]:
+            for member in members:
                 for job in member.jobs:
-                    if job.requested_at >= self.parameters.epoch or (
-                        job.ends_at != _NEVER and job.finished_at is None
-                    ):
+                    if job.requested_at >= epoch or (job.started_at is not None and job.ends_at > epoch):
                         yield job
 
     def census(self, now: float) -> Counter[str | None]:
         """How many members are in each connection status, over all users."""
+        self.advance(now)
         return Counter(one.status for user in range(self.parameters.users) for one in self.members(user, now))
 
     def truth(self, now: float) -> dict[str, list[dict[str, Any]]]:
-        """What no API call tells, as records: ``jobs``, ``planted``, ``institutions``, ``defects``.
+        """What no API call tells, as records: ``jobs``, ``planted``, ``institutions``, ``defects``, ``status_mix``.
 
         Jobs and defects are those of the users that were asked about. Times are Unix times with fractions,
         durations simulated seconds; ``finished_at``, ``duration_seconds`` and ``outcome`` of a job that has not
@@ -384,7 +377,16 @@ class World:
              "sigma": self.parameters.duration_sigma, "failure_share": one.failure_share}
             for one in self.institutions
         ]  # fmt: skip
-        return {"jobs": jobs, "planted": list(self.planted), "institutions": institutions, "defects": defects}
+        mix_at_epoch = self.parameters.status_mix.items()
+        return {
+            "jobs": jobs,
+            "planted": list(self.planted),
+            "institutions": institutions,
+            "defects": defects,
+            "status_mix": [
+                {"connection_status": status, "weight": weight} for status, weight in mix_at_epoch
+            ],
+        }
 
     def _job_truth(self, job: Job) -> dict[str, Any]:
         member, ended = job.member, job.finished_at is not None
@@ -408,129 +410,122 @@ class World:
 
     def _derive(self, user: int) -> Iterator[Member]:
         """The members of a user at the epoch."""
-        seed = self.parameters.seed
-        uniform = Random(key(seed, user)).random
+        word = key(self.parameters.seed, user)
+        uniform = Random(word).random
         count = self._counts[bisect.bisect(self._count_weights, uniform() * self._count_weights[-1])]
         for slot in range(count):
-            member = Member(user, slot, key(seed, user, slot), self._market.draw(uniform()))
+            member = Member(user, slot, mix((word + slot * _GOLDEN) & _MASK), self._market.draw(uniform()))
             self._settle_in(member, uniform)
             yield member
         if self._poor is not None:
-            yield from self._newcomer(user, count)
+            newcomer = Member(user, count, mix((word + count * _GOLDEN) & _MASK), self._poor)
+            if newcomer.trait(1) < self.parameters.wave_share:
+                yield self._announce(newcomer)
 
-    def _newcomer(self, user: int, slot: int) -> Iterator[Member]:
-        """The member of the poor bank that this user adds in an onboarding wave, if it does."""
-        assert self._poor is not None
-        member = Member(user, slot, key(self.parameters.seed, user, slot), self._poor)
-        if member.trait(1) < self.parameters.wave_share:
-            begins, ends = self.parameters.scenario_from_seconds, self.parameters.scenario_until_seconds
-            member.visible = False
-            member.due = self.parameters.epoch + begins + member.trait(2) * (ends - begins)
-            member.then = World._create
-            yield member
+    def _announce(self, member: Member) -> Member:
+        """A member of the poor bank that its user will add in the onboarding wave."""
+        p = self.parameters
+        member.visible = False
+        wave = p.scenario_until_seconds - p.scenario_from_seconds
+        member.due = p.epoch + p.scenario_from_seconds + member.trait(2) * wave
+        member.then = World._create
+        return member
 
     def _settle_in(self, member: Member, uniform: Callable[[], float]) -> None:
         """Give a member its state at the epoch: status, ages, last job, and what comes next."""
-        p, epoch = self.parameters, self.parameters.epoch
+        p, epoch, bank = self.parameters, self.parameters.epoch, member.institution
         status = self._statuses[bisect.bisect(self._status_weights, uniform() * self._status_weights[-1])]
-        if member.institution.oauth and status in {"CHALLENGED", "EXPIRED", "REJECTED", "PREVENTED"}:
+        if bank.oauth and status in _NOT_AT_OAUTH_BANKS:
             status = "CONNECTED"  # an OAuth bank asks no questions of MX and hands it no password
-        if status == "PENDING" and not member.institution.oauth:
+        if status == "PENDING" and not bank.oauth:
             status = "CREATED"
+        if self._new_status is not None and uniform() < p.new_status_share:
+            status = self._new_status
         member.status = status
         member.background_disabled = uniform() < p.background_disabled_share
         member.pfm = uniform() >= p.not_pfm_share
         if self._defects and uniform() < p.defect_share:
             member.defect = self._defects[int(uniform() * len(self._defects))]
-        if self._wrong_statuses and uniform() < p.new_status_share:
-            member.status = p.new_status
-        age, spare, duration = uniform(), uniform(), self._duration(member, uniform())
-        if status is None or status == "PENDING":
+        age, duration = uniform(), self._duration(member, uniform())
+        if status is None:
+            return
+        if status == "PENDING":
             member.due, member.then = epoch + age * p.pending_seconds, World._vanish
-            if status is None:
-                member.due = _NEVER
             return
         if status == "CREATED":
-            member.jobs.append(Job(member, epoch - age * HOUR, duration, None, spare))
+            member.jobs.append(Job(member, epoch - age * HOUR, duration, None))
+        elif status in {"RESUMED", "DELAYED"}:
+            self._found_running(member, age, duration * (10 if status == "DELAYED" else 1), "CONNECTED")
+        elif status == "CONNECTED" and uniform() < p.stuck_share:
+            self._found_running(member, age, p.stuck_seconds, "FAILED")
+            member.succeeded_at = epoch - p.stuck_seconds - DAY
         else:
-            self._remember_job(member, age, spare, duration)
+            self._found_at_rest(member, age, duration, uniform())
         if not member.running:
             self._rest(member, epoch)
 
-    def _remember_job(self, member: Member, age: float, spare: float, duration: float) -> None:
-        """Give a member its last job, and its last success, from before the epoch."""
-        p, epoch, status = self.parameters, self.parameters.epoch, member.status
-        job = Job(member, 0.0, duration, status, spare)
+    def _found_running(self, member: Member, age: float, duration: float, outcome: str) -> None:
+        """At the epoch a job of this member is under way, ``age`` of its duration old."""
+        job = Job(member, self.parameters.epoch - age * duration, duration, outcome)
+        member.jobs.append(job)
+        self._run(member, job, job.requested_at)
+
+    def _found_at_rest(self, member: Member, age: float, duration: float, spare: float) -> None:
+        """At the epoch the last job of this member is over: how long, and how long before it the last success was."""
+        p, status = self.parameters, member.status
+        assert status is not None
+        if status == "CONNECTED" and not member.background_disabled:
+            since = age * 0.98 * p.background_seconds
+        else:
+            since = _waiting(p.repair_seconds.get(status, 4 * DAY), age)
+        job = Job(member, p.epoch - since - duration - 1.0, duration, status)
+        job.started_at = member.aggregated_at = job.requested_at
+        job.finished_at = job.ends_at = job.started_at + duration
         member.jobs.append(job)
         member.revision = 2 + int(spare * 120)
-        fresh = p.background_seconds * 0.98
-        if status in {"RESUMED", "DELAYED"} or (status == "CONNECTED" and spare < p.stuck_share):
-            if status == "CONNECTED":  # stuck for some hours
-                job.duration, job.outcome = p.stuck_seconds, "FAILED"
-            else:
-                job.duration, job.outcome = duration * (10 if status == "DELAYED" else 1), "CONNECTED"
-            job.requested_at = epoch - age * job.duration
-            member.succeeded_at = job.requested_at - DAY if status == "CONNECTED" else None
-            self._run(member, job, job.requested_at)
-            return
-        since_job = (
-            age * fresh
-            if status == "CONNECTED"
-            else -math.log(1 - age) * p.repair_seconds.get(status or "", 5 * DAY)
-        )
-        if status == "CONNECTED" and member.background_disabled:
-            since_job = -math.log(1 - age) * 4 * DAY
-        job.requested_at = job.started_at = member.aggregated_at = epoch - since_job - duration - 1.0
-        job.ends_at = job.finished_at = job.started_at + duration
         if status == "CONNECTED":
-            member.succeeded_at = job.finished_at
-            if 0.90 < spare < 0.93:  # a verification since: aggregated_at is later than the last success
-                member.succeeded_at = job.started_at - 10 * MINUTE
+            verified_since = spare < 0.03  # then aggregated_at is later than the last success
+            member.succeeded_at = job.started_at - 10 * MINUTE if verified_since else job.finished_at
         elif status not in {"IMPORTED", "UPDATED"} or spare < 0.5:
-            member.succeeded_at = job.started_at - -math.log(1 - spare) * 6 * DAY
-            if status == "DISCONNECTED":
-                member.succeeded_at -= p.disconnected_seconds
-        if status in {"FAILED", "DEGRADED", "DISCONNECTED"}:
+            lost = p.disconnected_seconds if status == "DISCONNECTED" else 0.0
+            member.succeeded_at = job.started_at - lost - _waiting(6 * DAY, spare)
+        if status in _NOT_THE_USERS:
             member.failures = 1 if status == "FAILED" else p.degraded_failures
             member.first_failure_at = job.started_at
-        member.denials = 1 if status == "DENIED" else 0
+        member.denials = int(status == "DENIED")
 
     # What happens to a member, one event each: called with the time at which it is due
 
     def _rest(self, member: Member, at: float) -> None:
         """Nothing runs: say what happens next if nobody does anything."""
         p, status = self.parameters, member.status
-        uniform = member.jobs[-1].uniform if member.jobs else 0.5
+        uniform = member.trait(100 + member.revision)
         due, then = _NEVER, World._rest
         if status in BACKGROUND and not member.background_disabled:
-            last = (
-                at - p.background_rest_seconds * uniform
-                if member.aggregated_at is None
-                else member.aggregated_at
-            )
-            due = max(
-                at, last + max(p.background_rest_seconds, p.background_seconds * (0.93 + 0.14 * uniform))
-            )
-            then = World._background
+            last = member.aggregated_at
+            if last is None:
+                last = at - p.background_rest_seconds * uniform
+            gap = p.background_seconds * (0.93 + 0.14 * uniform)
+            due, then = max(at, last + max(p.background_rest_seconds, gap)), World._background
         elif status == "CHALLENGED":
             due, then = at + p.challenge_seconds, World._expire
             if uniform < p.answer_share:
-                due = min(due, at - p.answer_seconds * math.log(1 - uniform / p.answer_share))
+                due = min(due, at + _waiting(p.answer_seconds, uniform / p.answer_share))
                 then = World._answer
-        elif status is not None and status in p.repair_seconds:
-            due, then = at - p.repair_seconds[status] * math.log(1 - uniform), World._repair
         elif status == "CONNECTED":
-            due, then = at - 4 * DAY * math.log(1 - uniform), World._repair
+            due, then = at + _waiting(4 * DAY, uniform), World._repair
+        elif status is not None and status in p.repair_seconds:
+            due, then = at + _waiting(p.repair_seconds[status], uniform), World._repair
         if (
-            status in {"FAILED", "DEGRADED"}
-            and member.failures >= p.degraded_failures
-            and member.succeeded_at
+            member.failures >= p.degraded_failures
+            and status != "DISCONNECTED"
+            and member.succeeded_at is not None
         ):
             lost = max(at, member.succeeded_at + p.disconnected_seconds)
             if lost < due:
                 due, then = lost, World._disconnect
         moves = member.institution.migrates_at
-        if at < moves < due and status in {"CONNECTED", "FAILED", "DEGRADED", "UPDATED", "CREATED"}:
+        if at < moves < due and status in _MOVED:
             due, then = moves, World._migrate
         member.due, member.then = due, then
 
@@ -546,19 +541,21 @@ class World:
         """A new job for a member, picked up at once unless the member shows an error and the job is late."""
         p = self.parameters
         word = mix((member.key + (len(member.jobs) + 1) * _GOLDEN) & _MASK)
-        duration = self._duration(member, ((word & _THIRD) + 0.5) / (_THIRD + 1))
-        decides = ((word >> 21 & _THIRD) + 0.5) / (_THIRD + 1)
-        spare = ((word >> 42 & _THIRD) + 0.5) / (_THIRD + 1)
-        outcome = "CONNECTED" if premium else self._outcome(member, at, decides, repaired_from)
-        if not premium and spare > 1 - p.stuck_share:
-            outcome, duration = "FAILED", p.stuck_seconds
-        job = Job(member, at, duration, outcome, spare)
+        decides, lasts, sticks = word >> 42 & _THIRD, word >> 21 & _THIRD, word & _THIRD
+        duration = self._duration(member, (lasts + 0.5) / (_THIRD + 1))
+        outcome = "CONNECTED"
+        if not premium:
+            outcome = self._outcome(member, at, decides / (_THIRD + 1), repaired_from)
+            if sticks < p.stuck_share * _THIRD:
+                outcome, duration = "FAILED", p.stuck_seconds
+        job = Job(member, at, duration, outcome)
         job.background, job.premium = background, premium
         member.jobs.append(job)
-        member.revision += 1
-        member.rendered = None
-        if not background and member.status in _ERROR and decides < p.late_pickup_share:
-            member.due, member.then = at + (0.2 + 0.8 * spare) * p.late_pickup_seconds, World._pick_up
+        self._changed(member, member.status)
+        late = mix(word) / _MASK if member.status in _ERROR and not background else 1.0
+        if late < p.late_pickup_share:
+            lag = p.late_pickup_seconds * (0.2 + 0.8 * late / p.late_pickup_share)
+            member.due, member.then = at + lag, World._pick_up
         else:
             self._run(member, job, at)
         return job
@@ -574,53 +571,55 @@ class World:
         self._changed(member, member.status)
         member.due, member.then = job.ends_at, World._finish
         if member.status != "CONNECTED":
+            if job.outcome == "CONNECTED":
+                member.due, member.then = at + 0.4 * job.duration, World._log_in
             late = at + self.parameters.delayed_after_seconds
-            logged_in = at + 0.4 * job.duration if job.outcome == "CONNECTED" else job.ends_at
-            if member.status in _NOT_YET_CONNECTED and late < logged_in:
+            if member.status in _NOT_YET_CONNECTED and late < member.due:
                 member.due, member.then = late, World._delay
-            elif job.outcome == "CONNECTED":
-                member.due, member.then = logged_in, World._log_in
 
     def _delay(self, member: Member, at: float) -> None:
+        """The bank still has not let us in."""
         self._changed(member, "DELAYED")
         job = member.jobs[-1]
+        member.due, member.then = job.ends_at, World._finish
         if job.outcome == "CONNECTED":
             member.due, member.then = max(at, job.ends_at - 0.6 * job.duration), World._log_in
-        else:
-            member.due, member.then = job.ends_at, World._finish
 
-    def _log_in(self, member: Member, at: float) -> None:
-        """The bank let us in: CONNECTED, and the data still being gathered."""
+    def _log_in(self, member: Member, _at: float) -> None:
+        """The bank lets us in: CONNECTED, and the data still being gathered."""
         self._changed(member, "CONNECTED")
-        member.due, member.then = max(at, member.jobs[-1].ends_at), World._finish
+        member.due, member.then = member.jobs[-1].ends_at, World._finish
 
     def _finish(self, member: Member, at: float) -> None:
         """The job ends, the flag drops, the status is the job's outcome."""
-        p, job = self.parameters, member.jobs[-1]
+        job = member.jobs[-1]
         job.finished_at = at
         member.running = False
-        outcome = job.outcome
-        if outcome == "CONNECTED":
+        if job.outcome == "CONNECTED":
             member.failures = member.denials = 0
             if not job.premium:
                 member.succeeded_at = at
-        elif outcome == "DENIED":
+        elif job.outcome == "DENIED":
             member.denials += 1
             if member.denials >= 3:
-                outcome = "PREVENTED"
-        elif outcome == "FAILED":
-            if not member.failures or at - member.first_failure_at > p.degraded_seconds:
-                member.failures, member.first_failure_at = (
-                    (member.failures if member.status == "DISCONNECTED" else 0),
-                    at,
-                )
-            member.failures += 1
-            if member.failures >= p.degraded_failures:
-                lately = member.succeeded_at is not None and at - member.succeeded_at < p.disconnected_seconds
-                outcome = "DEGRADED" if lately or member.succeeded_at is None else "DISCONNECTED"
-        job.outcome = outcome
-        self._changed(member, outcome)
+                job.outcome = "PREVENTED"
+        elif job.outcome == "FAILED":
+            job.outcome = self._failed(member, at)
+        self._changed(member, job.outcome)
         self._rest(member, at)
+
+    def _failed(self, member: Member, at: float) -> str:
+        """FAILED, or what several failures make of it."""
+        p = self.parameters
+        if member.status == "DISCONNECTED":
+            return "DISCONNECTED"
+        if not member.failures or at - member.first_failure_at > p.degraded_seconds:
+            member.failures, member.first_failure_at = 0, at
+        member.failures += 1
+        if member.failures < p.degraded_failures:
+            return "FAILED"
+        lost = member.succeeded_at is not None and at - member.succeeded_at >= p.disconnected_seconds
+        return "DISCONNECTED" if lost else "DEGRADED"
 
     def _background(self, member: Member, at: float) -> None:
         self._begin(member, at, background=True)
@@ -636,6 +635,7 @@ class World:
         self._begin(member, at, repaired_from=before)
 
     def _answer(self, member: Member, at: float) -> None:
+        """The user answers the challenge; that a job of its own carries the answer is a guess."""
         self._changed(member, "RESUMED")
         self._begin(member, at)
 
@@ -673,7 +673,7 @@ class World:
 
     def _outcome(self, member: Member, at: float, uniform: float, repaired_from: str | None) -> str:
         """The status that a job begun now will end in; FAILED and DENIED may still grow worse by counting."""
-        bank, status = member.institution, member.status
+        bank, status = member.institution, repaired_from or member.status or ""
         failing = bank.failing_share(at)
         if uniform < failing:
             return "FAILED"
@@ -682,28 +682,36 @@ class World:
             return "DENIED"
         if status == "RESUMED":
             return "CHALLENGED" if uniform < 0.15 else "REJECTED" if uniform < 0.25 else "CONNECTED"
-        trouble = repaired_from or status or ""
-        again = self.parameters.persistence.get(trouble, 0.0)
-        if repaired_from is not None and trouble not in _NOT_THE_USERS:
+        again = 1.0 if status == self._new_status else self.parameters.persistence.get(status, 0.0)
+        if repaired_from is not None and status not in _NOT_THE_USERS:
             again *= 0.3  # what the user repairs is repaired mostly
         if uniform < again:
-            return _AGAIN.get(trouble, trouble)
+            return _AGAIN.get(status, status)
         uniform = (uniform - again) / (1 - again) if again < 1 else 0.0
-        if bank.oauth:
-            uniform *= 3
-        place = bisect.bisect(self._trouble_sums, uniform)
+        place = bisect.bisect(self._trouble_sums, uniform * (3 if bank.oauth else 1))
         trouble = self._troubles[place] if place < len(self._troubles) else "CONNECTED"
-        if bank.oauth and trouble == "CHALLENGED":
-            return "CONNECTED"
-        return (
-            self.parameters.new_status
-            if status == self.parameters.new_status and self._wrong_statuses
-            else trouble
-        )
+        return "CONNECTED" if bank.oauth and trouble in _NOT_AT_OAUTH_BANKS else trouble
 
     def _planted_institution(self, scenario: str) -> Institution | None:
         guids = {event["institution_guid"] for event in self.planted if event["scenario"] == scenario}
         return next((one for one in self.institutions if one.guid in guids), None)
+
+
+@contextlib.contextmanager
+def _not_collecting() -> Iterator[None]:
+    """No garbage collection inside: millions of objects are made and none is dropped, and it would double the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _waiting(mean: float, uniform: float) -> float:
+    """An exponential time with this mean, in its unit."""
+    return -mean * math.log(1.0 - uniform)
 
 
 def _cumulate(weights: Mapping[_T, float]) -> tuple[list[_T], list[float]]:

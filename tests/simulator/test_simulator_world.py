@@ -24,7 +24,12 @@ def everyone(world, now):
 
 def all_in(status, **figures):
     """A world in which every member starts in one status (but for OAuth banks, which some statuses avoid)."""
-    figures = {"users": 200, "seed": 5, "status_mix": {status: 1.0}, "background_disabled_share": 0.0} | figures
+    figures = {
+        "users": 200,
+        "seed": 5,
+        "status_mix": {status: 1.0},
+        "background_disabled_share": 0.0,
+    } | figures
     return World(Parameters(**figures))
 
 
@@ -52,7 +57,9 @@ def test_a_world_of_a_million_users_costs_nothing_until_it_is_asked():
     assert len(ids) == 1_000_000
     assert (ids[0], ids[999_999], ids[-1]) == ("user-0000000", "user-0999999", "user-0999999")
     assert ids.find("user-0999999") == 999_999
-    assert [ids.find(text) for text in ("user-1000000", "user-1", "user-x", "0000001", "user-²")] == [None] * 5
+    assert [ids.find(text) for text in ("user-1000000", "user-1", "user-x", "0000001", "user-²")] == [
+        None
+    ] * 5
     assert ids[2:4] == ["user-0000002", "user-0000003"]
     assert "user-0000004" in ids
     assert not world.truth(world.parameters.epoch)["jobs"]
@@ -104,7 +111,9 @@ def test_the_starting_population_is_mostly_connected_has_every_status_and_few_in
     counts = Counter(member.status for member in members)
     assert set(counts) == {*STATUSES, None}
     assert 0.72 < counts["CONNECTED"] / len(members) < 0.85
-    fresh = sum(m.succeeded_at is not None and epoch - m.succeeded_at < 3 * HOUR for m in members) / len(members)
+    fresh = sum(m.succeeded_at is not None and epoch - m.succeeded_at < 3 * HOUR for m in members) / len(
+        members
+    )
     assert 0.03 < fresh < 0.2
     assert all(m.aggregated_at is None or m.aggregated_at <= epoch for m in members)
     assert all(m.succeeded_at is None or m.succeeded_at <= epoch for m in members)
@@ -132,8 +141,13 @@ def test_banks_have_zipf_sizes_and_members_fall_by_share():
     ranked = [share for _, share in banks.most_common(10)]
     assert ranked[0] / ranked[1] == pytest.approx(2, rel=1e-6)
     assert ranked[0] / ranked[9] == pytest.approx(10, rel=1e-6)
-    assert {one.oauth for one in world.institutions if one.bank == banks.most_common(1)[0][0]} == {True, False}
-    assert len({one.code for one in world.institutions}) == len({one.guid for one in world.institutions}) == 120
+    assert {one.oauth for one in world.institutions if one.bank == banks.most_common(1)[0][0]} == {
+        True,
+        False,
+    }
+    assert (
+        len({one.code for one in world.institutions}) == len({one.guid for one in world.institutions}) == 120
+    )
     assert sum(one.share for one in world.institutions) == pytest.approx(1)
 
 
@@ -280,7 +294,9 @@ def test_fact_14_an_answered_challenge_is_resumed_and_then_settles():
 
 
 def test_fact_14_three_refused_logins_prevent_the_member():
-    world = all_in("DENIED", persistence={"DENIED": 1.0}, failure_share=0.0, stuck_share=0.0, late_pickup_share=0.0)
+    world = all_in(
+        "DENIED", persistence={"DENIED": 1.0}, failure_share=0.0, stuck_share=0.0, late_pickup_share=0.0
+    )
     now = world.parameters.epoch
     members = [m for m in everyone(world, now) if m.due > now + 3 * MINUTE * 10]
     for again in range(2):

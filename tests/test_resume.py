@@ -1,0 +1,127 @@
+"""A run that is killed at any point and begun again ends as if it had never been killed."""
+
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+import mxlab as mx
+
+RUN = """
+import sys
+import mxlab as mx
+from mxlab.fetch.sso import sso_tokens
+from mxlab.simulator.server import API_KEY
+from mxlab.simulator.world import UserIds
+from mxlab.tokens import Secret
+
+base_url, clock, users, folder, deadline = sys.argv[1:]
+settings = mx.Settings(base_url=base_url, clock=mx.Clock.parse(clock), deadline_seconds=float(deadline), seed=4)
+tokens = sso_tokens(UserIds(int(users)), "sim", Secret(API_KEY))
+mx.aggregate(tokens, settings, store=mx.Store(folder), run="killed")
+"""
+DEADLINE = 240.0
+
+
+def begun(simulation, users, folder):
+    settings = simulation.settings
+    arguments = [settings.base_url, str(settings.clock), str(users), str(folder), str(DEADLINE)]
+    return subprocess.Popen([sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def killed_and_resumed(users, kills, speed, folder, seed):
+    """Members of a run that was killed so many times, with the world's jobs and the server's arrivals."""
+    rng = random.Random(seed)
+    settings = mx.Settings(deadline_seconds=DEADLINE, seed=4)
+    with mx.simulate(users, seed=11, speed=speed, settings=settings) as simulation:
+        for _ in range(kills):
+            process = begun(simulation, users, folder)
+            ended_by_itself = False
+            try:
+                process.wait(rng.uniform(1.0, 3.0))  # importing takes about one
+                ended_by_itself = True
+            except subprocess.TimeoutExpired:
+                process.kill()
+            process.communicate()
+            if ended_by_itself:
+                break
+        last = begun(simulation, users, folder)
+        _, said = last.communicate(timeout=600)
+        assert last.returncode == 0, said
+        return mx.Store(folder).load("killed"), simulation.truth()["jobs"], simulation.arrivals()
+
+
+def unkilled(users, speed):
+    settings = mx.Settings(deadline_seconds=DEADLINE, seed=4)
+    with mx.simulate(users, seed=11, speed=speed, settings=settings) as simulation:
+        return mx.aggregate(simulation.tokens, simulation.settings)
+
+
+@pytest.mark.parametrize(
+    ("users", "kills", "speed"),
+    [pytest.param(5_000, 25, 20.0, marks=pytest.mark.slow), pytest.param(600, 3, 40.0)],
+)
+def test_a_killed_run_ends_as_the_unkilled_one(users, kills, speed, tmp_path):
+    snap, jobs, arrivals = killed_and_resumed(users, kills, speed, tmp_path / "store", seed=5)
+    members, calm = snap.members, unkilled(users, speed).members
+
+    assert snap.coverage.asked == users
+    assert snap.coverage.pending == 0
+    assert members["guid"].is_unique
+    columns = ["guid", "outcome", "user_state"]
+    ours, theirs = (
+        {tuple(row) for row in each[columns].astype("string").fillna("").itertuples(index=False)}
+        for each in (members, calm)
+    )
+    assert ours == theirs
+
+    assert max(arrivals["aggregate_by_user"].values()) <= 2
+    assert max(arrivals["acted_by_user"].values()) == 1
+
+    true = {job["job_guid"]: (job["finished_at"] or np.inf) - job["requested_at"] for job in jobs}
+    timed = members[members["aggregation_seconds_high"].notna()]
+    durations = np.array([true[guid] for guid in timed["most_recent_job_guid"]])
+    assert (timed["aggregation_seconds_low"] <= durations).all()
+    assert (durations <= timed["aggregation_seconds_high"]).all()
+
+
+def test_a_second_process_on_the_same_run_is_told_who_is_first(tmp_path):
+    with mx.simulate(200, seed=11, speed=10.0) as simulation:
+        first = begun(simulation, 200, tmp_path / "store")
+        try:
+            while not list((tmp_path / "store" / "runs").glob("*.db")):
+                assert first.poll() is None
+                time.sleep(0.05)  # until the first holds the run
+            second = begun(simulation, 200, tmp_path / "store")
+            _, said = second.communicate(timeout=60)
+            assert second.returncode != 0
+            assert f"process {first.pid}" in said or str(first.pid) in said
+        finally:
+            first.kill()
+            first.communicate()
+
+
+def test_a_cancelled_run_stops_within_two_seconds_and_resumes(tmp_path):
+    store = mx.Store(tmp_path / "store")
+    with mx.simulate(400, seed=11, speed=20.0, settings=mx.Settings(deadline_seconds=DEADLINE)) as simulation:
+        job = mx.start(mx.aio.aggregate(simulation.tokens, simulation.settings, store=store, run="cancelled"))
+        while job.progress.ended < 30:
+            time.sleep(0.02)  # until something is worth keeping
+        began = time.monotonic()
+        job.cancel()
+        with pytest.raises(CancelledError):
+            job.result()
+        assert time.monotonic() - began < 2.0
+        kept = store.load("cancelled")
+        assert kept.coverage.answered >= 30
+        assert kept.coverage.pending > 0
+        assert kept.coverage.asked == 400
+        whole = mx.aggregate(simulation.tokens, simulation.settings, store=store, run="cancelled")
+        arrivals = simulation.arrivals()
+    assert whole.coverage.pending == 0
+    assert whole.members["guid"].is_unique
+    assert max(arrivals["acted_by_user"].values()) == 1
