@@ -125,6 +125,7 @@ class TestResuming:
             ledger.write(*batch("r1", 20, 20))
             assert ledger.coverage(20, "source").asked == 40
         assert len(store.load().members) == 108
+        assert store.load().coverage.answered == 36
 
     def test_what_became_known_on_the_way_is_kept(self, store: Store) -> None:
         with store.begin("r1", MANIFEST) as ledger:
@@ -420,6 +421,24 @@ class TestVersions:
             with pytest.raises(StoreError, match=r"runs/r1\.db: .*another run name"):
                 use()
         assert list(store.verify()["file"]) == [str(path)]
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            "UPDATE facts SET value = '{' WHERE name = 'manifest'",
+            "UPDATE facts SET value = '{}' WHERE name = 'coverage'",
+            "DELETE FROM facts WHERE name = 'key'",
+            "UPDATE batches SET columns = '['",
+            "UPDATE batches SET staged = x'00'",
+        ],
+    )
+    def test_a_ledger_that_makes_no_sense_is_named(self, store: Store, harm: str) -> None:
+        written(store, "r1")
+        with sqlite3.connect(store.path / "runs" / "r1.db") as other:
+            other.execute(harm)
+        other.close()
+        with pytest.raises(StoreError, match=r"runs/r1\.db: cannot read the ledger: .*another run name"):
+            store.load()
 
     def test_a_table_that_lost_rows_is_not_gone_on_with(self, store: Store) -> None:
         written(store, "r1")

@@ -1,8 +1,8 @@
 """Snapshots on disk: a SQLite ledger for each run, and the frames of all runs as Delta tables."""
 
+import os
 import re
 import shutil
-import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -33,7 +32,7 @@ from mxlab.store.ledger import (
     read_failures,
     read_files,
 )
-from mxlab.store.tables import Answer, StoredTable, answer, changed, files, rows_of
+from mxlab.store.tables import Answer, StoredTable, answer, changed, check_reads, files, rows_of
 
 __all__ = ["Ledger", "Store"]
 
@@ -42,7 +41,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _NETWORKED = re.compile(r"nfs4?|cifs|smb3|smbfs|fuse(\..*)?")
 _MOUNTS = Path("/proc/self/mountinfo")
 _LITTLE = 10**9
-_RACES = 5
+_SHOWN = 20
 _TEXT = pd.StringDtype("pyarrow")
 _HOW = "collect into it with mx.aggregate(…, store=…) or mx.observe(…, store=…), or run `mxlab demo`"
 
@@ -63,7 +62,7 @@ class Store:
     Store('snapshots')
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         if not str(path).strip():
             raise ConfigError("store: give the path of a folder")
         self.path = Path(path).expanduser()
@@ -185,6 +184,7 @@ class Store:
         ConfigError
             Not one SELECT, or what DuckDB says is wrong with it.
         """
+        check_reads(query)
         self._found()
         sight = self._sight(None)
         runs = pa.Table.from_pandas(_runs_frame(sight.runs), preserve_index=False)
@@ -232,7 +232,7 @@ class Store:
                 if problem := changed(table.path / each.path, each.size, each.sha256):
                     yield table.path / each.path, problem
             try:
-                logged = {each.path for each in files(table.opened(), run)}
+                logged = {each.path for each in table.files(run)}
             except StoreError as error:
                 yield table.path, str(error)
                 continue
@@ -246,14 +246,8 @@ class Store:
         """Folders to write to, or the reason why not."""
         if unquote(str(self.path.absolute())) != str(self.path.absolute()):
             raise ConfigError(f"store: {self.path} has a % that Delta Lake would decode; give another folder")
-        existing = next(
-            each for each in (self.path.absolute(), *self.path.absolute().parents) if each.exists()
-        )
-        if (kind := _file_system(existing)) and _NETWORKED.fullmatch(kind):
-            raise ConfigError(
-                f"store: {self.path} is on {kind}, where a ledger is not safe; give a local folder"
-            )
         try:
+            _check_local(self.path)
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.path / "runs").mkdir(mode=0o700, exist_ok=True)
             probe = self.path / "runs" / f".{token_hex(8)}"
@@ -284,28 +278,28 @@ class Store:
         if run in ledgers:
             return ledgers[run]
         nearest = get_close_matches(str(run), ledgers, 1)
-        meant = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise StoreError(f"{self.path} has no run {run!r}{meant} It has {', '.join(ledgers)}")
+        meant = f"; did you mean {nearest[0]}?" if nearest else "."
+        known = ", ".join([*ledgers][-_SHOWN:]) + (", …" if len(ledgers) > _SHOWN else "")
+        raise StoreError(f"{self.path} has no run {run!r}{meant} It has {known}")
 
     def _sight(self, ledgers: Mapping[str, Path] | None) -> "_Sight":
-        """Tables and ledgers as they agree at one moment; a run may be written meanwhile."""
-        for last in [False] * _RACES + [True]:
+        """Tables and ledgers as they agree at one moment; runs may be written meanwhile."""
+        before = None
+        while True:
             tables = {name: StoredTable(self.path, name).opened() for name in SCHEMAS}
-            recorded = [read(path) for path in (self._found() if ledgers is None else ledgers).values()]
+            runs = [read(path) for path in (self._found() if ledgers is None else ledgers).values()]
             if ledgers is None:
-                _check_owned(self.path, tables, {each.run for each in recorded})
+                _check_owned(self.path, tables, {each.run for each in runs})
             try:
                 staged = {
-                    name: joined(name, [rows for run in recorded for rows in _unpublished(run, name, table)])
+                    name: joined(name, [rows for run in runs for rows in _unpublished(run, name, table)])
                     for name, table in tables.items()
                 }
             except StoreError:
-                if last:
-                    raise
-                time.sleep(0.02)
-                continue
-            break
-        return _Sight(self.path, recorded, tables, staged)
+                if before == (before := [each.position for each in runs]):
+                    raise  # no batch went by: it is no race
+            else:
+                return _Sight(self.path, runs, tables, staged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,10 +476,17 @@ def _checked_name(run: str) -> str:
     return run
 
 
+def _check_local(path: Path) -> None:
+    """Refuse a network disk, where SQLite's locks and shared memory do not hold."""
+    existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if (kind := _file_system(existing)) and _NETWORKED.fullmatch(kind):
+        raise ConfigError(f"store: {path} is on {kind}, where a ledger is not safe; give a local folder")
+
+
 def _file_system(path: Path) -> str | None:
     """The kind of file system that a path is on, where the system tells."""
     device = path.stat().st_dev
-    wanted = f"{device >> 8 & 0xFFF}:{(device & 0xFF) | (device >> 12 & 0xFFF00)}"
+    wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = _MOUNTS.read_text(errors="replace").splitlines()
     except OSError:

@@ -30,7 +30,7 @@ from deltalake.exceptions import DeltaError
 from mxlab.errors import ConfigError, StoreError
 from mxlab.exchange import Ending, Intent
 from mxlab.frames import SCHEMAS, Coverage, failures_frame
-from mxlab.store.tables import StoredTable, changed, digest, files
+from mxlab.store.tables import StoredTable, changed, digest
 
 #: Of the ledger's tables; a newer one is read, never written.
 FORMAT = 1
@@ -103,6 +103,11 @@ class Recorded:
         return self.state is None and "appended" in self.manifest
 
     @property
+    def position(self) -> tuple[int, int]:
+        """How many parts of batches it has, and how many of them are published."""
+        return len(self.batches), sum(each.staged is None for each in self.batches)
+
+    @property
     def members(self) -> int:
         """Rows of the members table."""
         return sum(each.rows for each in self.batches if each.name == "members")
@@ -155,7 +160,7 @@ class Ledger:
         self._publishing = threading.Lock()
         self._staged: Mapping[str, pa.Table] | None = None
         with ExitStack() as stack:
-            stack.enter_context(locked(self.path.with_suffix(".lock"), run))
+            stack.enter_context(_locked(self.path.with_suffix(".lock"), run))
             self._open(stack, manifest)
             self._exit = stack.pop_all()
 
@@ -167,7 +172,7 @@ class Ledger:
         if fresh:
             self._check_no_rows()
             _make(self.path, self.run, manifest)
-        with explained(self.path, "open the ledger"):
+        with _explained(self.path, "open the ledger"):
             self._connection = stack.enter_context(closing(_connected(self.path)))
             stack.callback(self._to_one_file)
             if not fresh:
@@ -189,7 +194,9 @@ class Ledger:
         for name in self._tables:
             self._record(name)
             self._check_rows(name)
-        self._write(lambda connection: connection.execute("DELETE FROM facts WHERE name = 'state'"))
+        self._write(
+            lambda connection: connection.execute("DELETE FROM facts WHERE name IN ('state', 'coverage')")
+        )
 
     def claim(self, session: str) -> bool | Intent:
         """Whether a user is this run's to collect, here and now.
@@ -202,8 +209,9 @@ class Ledger:
         """
         if session in self._under_way:
             return False
-        if self._claims.execute("SELECT 1 FROM users WHERE session = ?", (session,)).fetchone():
-            return False
+        with _explained(self.path, "read the ledger"):
+            if self._claims.execute("SELECT 1 FROM users WHERE session = ?", (session,)).fetchone():
+                return False
         self._under_way.add(session)
         return self._earlier.pop(session, None) or True
 
@@ -228,7 +236,7 @@ class Ledger:
             waiting, self._waiting = self._waiting, []
         failure: BaseException | None = None
         try:
-            with explained(self.path, "write down an intent"), _transaction(self._connection):
+            with _explained(self.path, "write down an intent"), _transaction(self._connection):
                 self._connection.executemany(
                     "INSERT OR REPLACE INTO intents VALUES (?, ?, ?, ?)",
                     [
@@ -305,11 +313,10 @@ class Ledger:
             self._mark(parts[0].sequence)
 
     def _oldest_staged(self) -> list[Batch]:
-        with explained(self.path, "read the ledger"):
-            rows = self._reader.execute(
-                "SELECT * FROM batches WHERE sequence = (SELECT min(sequence) FROM batches WHERE staged IS NOT NULL)"
-            )
-            return [_batch(*row) for row in rows]
+        rows = self._read(
+            "SELECT * FROM batches WHERE sequence = (SELECT min(sequence) FROM batches WHERE staged IS NOT NULL)"
+        )
+        return [_batch(*row) for row in rows]
 
     def _mark(self, sequence: int) -> None:
         self._write(
@@ -321,8 +328,8 @@ class Ledger:
     def _record(self, name: str) -> None:
         """Bring the run's new files of a table to the disk and write down their checksums."""
         table = self._tables[name]
-        now = {each.path: each for each in files(table.opened(), self.run)}
-        known = {path for (path,) in self._reader.execute("SELECT path FROM files WHERE name = ?", (name,))}
+        now = {each.path: each for each in table.files(self.run)}
+        known = {path for (path,) in self._read("SELECT path FROM files WHERE name = ?", name)}
         new = [now[path] for path in now.keys() - known]
         if not new and known <= now.keys():
             return
@@ -340,16 +347,14 @@ class Ledger:
     def _check_no_rows(self) -> None:
         """A run without a ledger must have no rows: else the ledger is gone, and with it who was started."""
         for table in self._tables.values():
-            if files(table.opened(), self.run):
+            if table.files(self.run):
                 raise StoreError(
                     f"{self.path}: the ledger is missing and {table.path} has rows of its run. {_DAMAGED}"
                 )
 
     def _check_rows(self, name: str) -> None:
-        (expected,) = self._reader.execute(
-            "SELECT coalesce(sum(rows), 0) FROM batches WHERE name = ?", (name,)
-        ).fetchone()
-        found = sum(each.rows for each in files(self._tables[name].opened(), self.run))
+        ((expected,),) = self._read("SELECT coalesce(sum(rows), 0) FROM batches WHERE name = ?", name)
+        found = sum(each.rows for each in self._tables[name].files(self.run))
         if found != expected:
             raise StoreError(
                 f"{self._tables[name].path}: run {self.run} has {found:,} rows where its ledger has {expected:,}. "
@@ -366,12 +371,12 @@ class Ledger:
         order
             ``random`` or ``source``.
         """
-        with explained(self.path, "read the ledger"), closing(_connected(self.path)) as connection:
+        with _explained(self.path, "read the ledger"), closing(_connected(self.path)) as connection:
             return _coverage(connection, asked, order, len(self._under_way))
 
     def failures(self) -> pd.DataFrame:
         """A row for each lost or unknown user."""
-        with explained(self.path, "read the ledger"), closing(_connected(self.path)) as connection:
+        with _explained(self.path, "read the ledger"), closing(_connected(self.path)) as connection:
             return _failures(connection)
 
     def note(self, **facts: object) -> None:
@@ -411,9 +416,7 @@ class Ledger:
     def _tidy(self, name: str) -> None:
         """Compact, unless a file has changed since it was written: damage must stay in sight."""
         table = self._tables[name]
-        known = self._reader.execute(
-            "SELECT path, size, sha256 FROM files WHERE name = ?", (name,)
-        ).fetchall()
+        known = self._read("SELECT path, size, sha256 FROM files WHERE name = ?", name)
         if not any(changed(table.path / path, size, sha256) for path, size, sha256 in known):
             with suppress(DeltaError, OSError):  # many small files are slower, not wrong
                 table.tidy(self.run)
@@ -428,11 +431,15 @@ class Ledger:
         with suppress(sqlite3.Error):  # a reader may hold it; then the log stays beside it
             self._connection.execute("PRAGMA journal_mode = DELETE")
 
+    def _read(self, query: str, *values: object) -> list[Any]:
+        with _explained(self.path, "read the ledger"):
+            return self._reader.execute(query, values).fetchall()
+
     def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Do work in one transaction, in the ledger's one writer thread."""
 
         def transact() -> None:
-            with explained(self.path, "write to the ledger"), _transaction(self._connection):
+            with _explained(self.path, "write to the ledger"), _transaction(self._connection):
                 work(self._connection)
 
         self._submit(transact).result()
@@ -455,7 +462,7 @@ class Ledger:
 
 def read(path: Path) -> Recorded:
     """What a ledger says of its run; the run may go on meanwhile."""
-    with explained(path, "read the ledger"), _read_only(path) as connection:
+    with _explained(path, "read the ledger"), _read_only(path) as connection:
         connection.execute("BEGIN")
         facts = _facts(connection)
         manifest = json.loads(facts["manifest"])
@@ -479,13 +486,13 @@ def read(path: Path) -> Recorded:
 
 def read_failures(path: Path) -> pd.DataFrame:
     """Lost and unknown users of a run."""
-    with explained(path, "read the ledger"), _read_only(path) as connection:
+    with _explained(path, "read the ledger"), _read_only(path) as connection:
         return _failures(connection)
 
 
 def read_files(path: Path) -> list[RecordedFile]:
     """The data files of a run, once the ledger itself is found sound."""
-    with explained(path, "read the ledger"), _read_only(path) as connection:
+    with _explained(path, "read the ledger"), _read_only(path) as connection:
         _check_pages(connection)
         return [
             RecordedFile(*row) for row in connection.execute("SELECT name, path, size, sha256 FROM files")
@@ -493,11 +500,11 @@ def read_files(path: Path) -> list[RecordedFile]:
 
 
 def format_of(path: Path) -> int:
-    """Which version of the ledger's tables a file has, by its header."""
-    with explained(path, "read the ledger"), path.open("rb") as file:
+    """Which version of the ledger's tables a file has, by its header; 0 where it is no ledger."""
+    with _explained(path, "read the ledger"), path.open("rb") as file:
         header = file.read(64)
     if len(header) < 64 or not header.startswith(b"SQLite format 3\0"):
-        raise StoreError(f"{path}: not a ledger, or truncated. {_DAMAGED}")
+        return 0
     (found,) = struct.unpack(">i", header[60:])
     return int(found)
 
@@ -518,7 +525,7 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, run: str) -> Iterator[None]:
+def _locked(path: Path, run: str) -> Iterator[None]:
     """Hold a run's lock; its owner's death frees it.
 
     Raises
@@ -526,7 +533,7 @@ def locked(path: Path, run: str) -> Iterator[None]:
     StoreError
         Another holds it; the message says who.
     """
-    with explained(path, "make the lock"):
+    with _explained(path, "make the lock"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     _HELD.add(handle)
     try:
@@ -582,7 +589,7 @@ def _make(path: Path, run: str, manifest: Mapping[str, Any]) -> None:
         "version": version("mxlab"),
         "manifest": json.dumps(_plain(manifest)),
     }
-    with explained(path, "make the ledger"):
+    with _explained(path, "make the ledger"):
         draft.unlink(missing_ok=True)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL, 0o600))
         with closing(_connected(draft)) as connection:
@@ -668,7 +675,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
+def _explained(path: Path, doing: str) -> Iterator[None]:
     """Errors of SQLite and of the disk as a `StoreError` that names the file and what to do."""
     try:
         yield
@@ -684,6 +691,8 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         raise StoreError(f"{path}: cannot {doing}: {error}. {advice}") from error
     except OSError as error:
         raise StoreError(f"{path}: cannot {doing}: {error.strerror or error}. {_FULL}") from error
+    except (json.JSONDecodeError, msgspec.DecodeError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot {doing}: {error}. {_DAMAGED}") from error
 
 
 def _facts(connection: sqlite3.Connection) -> dict[str, Any]:

@@ -23,6 +23,11 @@ from mxlab.errors import ConfigError, StoreError
 from mxlab.frames import SCHEMAS
 
 _CHECKPOINT_INTERVAL = 20
+#: A run is found by its partition: bounds of each column would only make the log long.
+_CONFIGURATION = {
+    "delta.checkpointInterval": str(_CHECKPOINT_INTERVAL),
+    "delta.dataSkippingNumIndexedCols": "0",
+}
 _MANY_FILES = 8
 _TRIES = 40
 _TIDY_TRIES = 4
@@ -67,7 +72,7 @@ class StoredTable:
                         self.path,
                         SCHEMAS[self.name],
                         partition_by=["run_id"],
-                        configuration={"delta.checkpointInterval": str(_CHECKPOINT_INTERVAL)},
+                        configuration=_CONFIGURATION,
                     )
                     self._sync_log()
                 except DeltaError:  # another process makes it at this moment
@@ -88,6 +93,10 @@ class StoredTable:
                 self._handle = None
                 raise
             return self._handle
+
+    def files(self, run: str) -> list["DataFile"]:
+        """The data files of a run, as the table was when it was last opened or written to."""
+        return files(self._handle or self.opened(), run)
 
     def check_types(self) -> None:
         """Refuse a stored column of another type than the declared one, naming both."""
@@ -141,7 +150,7 @@ class StoredTable:
     def tidy(self, run: str) -> None:
         """Make a few large files of a run's many small ones, and a checkpoint of the log."""
         table = self.opened()
-        if len(files(table, run)) >= _MANY_FILES:
+        if len(self.files(run)) >= _MANY_FILES:
             for _ in range(_TIDY_TRIES):
                 try:
                     table.optimize.compact(
@@ -302,7 +311,6 @@ def answer(
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET lock_configuration = true")
     try:
-        _check_reads(connection, text)
         relation = connection.sql(text)
     except duckdb.Error as error:
         raise ConfigError(f"sql: {error}") from None
@@ -332,14 +340,15 @@ def _check_readable(path: Path, stored: ds.Dataset) -> None:
             pass
 
 
-def _check_reads(connection: duckdb.DuckDBPyConnection, text: str) -> None:
-    statements = connection.extract_statements(text)
-    if len(statements) != 1 or statements[0].type not in {
-        duckdb.StatementType.SELECT,
-        duckdb.StatementType.EXPLAIN,
-    }:
-        kinds = ", ".join(each.type.name for each in statements) or "nothing"
-        raise ConfigError(f"sql: give one SELECT, not {kinds}; a store is read, never changed, by sql")
+def check_reads(text: str) -> None:
+    """Refuse whatever is not one statement that reads."""
+    try:
+        kinds = [each.type for each in duckdb.extract_statements(text)]
+    except duckdb.Error as error:
+        raise ConfigError(f"sql: {error}") from None
+    if len(kinds) != 1 or kinds[0] not in {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}:
+        named = ", ".join(each.name for each in kinds) or "nothing"
+        raise ConfigError(f"sql: give one SELECT, not {named}; a store is read, never changed, by sql")
 
 
 def _same_type(stored: pa.DataType, declared: pa.DataType) -> bool:
