@@ -55,6 +55,17 @@ class Intervals(NamedTuple):
     rows: Floats
     pair: Ints
 
+    def of(self, rows: Ints) -> "Intervals":
+        """The same of some rows, with only the bounds that they use."""
+        used, pair = np.unique(self.pair[rows], return_inverse=True)
+        low, high = self.low[used], self.high[used]
+        kept = np.zeros(len(self.bounds), bool)
+        kept[low], kept[high], kept[[0, -1]] = True, True, True
+        place = np.cumsum(kept) - 1
+        return Intervals(
+            self.bounds[kept], place[low], place[high], np.bincount(pair).astype(np.float64), pair
+        )
+
 
 def intervals(low: Floats, high: Floats) -> Intervals:
     """Bring rows together; an exact time has low = high, a censored one high = infinity."""
@@ -241,6 +252,8 @@ def smooth(
     if user is None:
         meat = (scores * times.rows[:, None]).T @ scores
     else:
+        if user.max(initial=0) >= len(user):  # more numbers than rows: close the gaps
+            user = np.unique(user, return_inverse=True)[1]
         where = (user, times.pair)
         shape = (int(user.max(initial=0)) + 1, len(times.rows))
         each: Floats = np.asarray(sparse.csr_array((np.ones(len(user)), where), shape=shape) @ scores)

@@ -95,7 +95,7 @@ def groups(frame: pd.DataFrame, by: str | None, function: str) -> tuple[Ints, In
     column = frame[by]
     rows = np.arange(len(frame))
     if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_list(column.dtype.pyarrow_dtype):
-        lists = pa.array(column)
+        lists = whole(column)
         rows = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
         found, words = codes(pd.Series(pc.list_flatten(lists).to_pandas(), dtype=STRING))
         alone = np.flatnonzero(np.bincount(rows, minlength=len(frame)) == 0)
@@ -114,6 +114,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.D
     """Rows as a frame of these columns and dtypes, also where there are none."""
     frame = pd.DataFrame({name: [row[name] for row in rows] for name in columns})
     return frame.astype(dict(columns))
+
+
+def whole(column: pd.Series) -> pa.Array:
+    """A column as one Arrow array: one that was put together from parts comes in as many chunks."""
+    found = pa.array(column)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 def strings(words: Iterable[str | None]) -> pd.Series:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
@@ -21,6 +20,7 @@ from mxlab.analysis._inputs import (
     groups,
     strings,
     who_column,
+    whole,
 )
 from mxlab.analysis._intervals import adjusted, wilson
 from mxlab.analysis.status import NO_STATUS
@@ -104,7 +104,12 @@ def member_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def transitions(
-    before: pd.DataFrame, after: pd.DataFrame, *, by_who: bool = False, fdr: float = 0.05
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    by_who: bool = False,
+    fdr: float = 0.05,
+    coverage: Coverage | None = None,
 ) -> pd.DataFrame:
     """How many members moved from each status to each other, against as many moving back.
 
@@ -116,6 +121,8 @@ def transitions(
         Between answers to "who must act" instead of statuses.
     fdr
         False-discovery rate over all pairs.
+    coverage
+        Of `after`; kept in ``attrs``.
 
     Returns
     -------
@@ -181,6 +188,7 @@ def transitions(
         "p_value": whole,
         "is_change": whole <= fdr,
         "by_who": by_who,
+        "coverage": described(coverage),
     }
     return frame
 
@@ -265,7 +273,7 @@ def _sides(before: pd.DataFrame, after: pd.DataFrame, function: str, *more: str)
 
 def _matched(before: pd.DataFrame, after: pd.DataFrame) -> Ints:
     """Positions in both of each member: those in both, then the vanished, then the new; −1 for none."""
-    first, second = (pa.array(rows["guid"], type=pa.large_string()) for rows in (before, after))
+    first, second = (whole(rows["guid"].astype(STRING)) for rows in (before, after))
     where = pc.fill_null(pc.index_in(second, value_set=first), -1).to_numpy().astype(np.int64)
     there = np.flatnonzero(where >= 0)
     lost = np.ones(len(before), bool)

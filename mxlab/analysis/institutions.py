@@ -20,6 +20,9 @@ from mxlab.analysis._inputs import (
 )
 from mxlab.analysis._intervals import adjusted, wilson
 
+#: The variance of standard normal values that are clipped at their tenths.
+CLIPPED_VARIANCE = 0.678
+
 _COLUMNS = ("institution", "who_must_act", "aggregated_at", "seen_at")
 _SCAN = {
     "window_hours": "float64",
@@ -207,25 +210,22 @@ def institution_funnel(
     pandas.DataFrame
         One row is one institution, the largest first: ``[by]``, ``n``, ``failures``, ``share``; ``low_95``,
         ``high_95``, ``low_998``, ``high_998``, where 95 % and 99.8 % of institutions of that size would lie
-        around the share of all; ``p_value`` (two-sided), ``q_value``, ``is_outside``.
-        ``attrs["fleet_share"]``: the share of all.
+        around the middle one's share; ``p_value`` (two-sided), ``q_value``,
+        ``is_outside``. ``attrs["fleet_share"]``: the share in the middle, weighted by size.
 
     Notes
     -----
     D. J. Spiegelhalter, Stat. Med. 24 (2005) 1185, doi:10.1002/sim.1970; limits are binomial, widened by the
-    spread that institutions have between them anyway (his additive random effect, DerSimonian–Laird).
+    spread that institutions have between them anyway (his additive random effect, winsorised).
     """
     rows = answered(members, "institution_funnel", "who_must_act", by)
     counts = _by_size(rows, by)
     n, k = counts["n"].to_numpy(dtype=np.float64), counts["failures"].to_numpy(dtype=np.float64)
-    fleet = float(k.sum() / n.sum()) if n.sum() else np.nan
-    angle = np.arcsin(np.sqrt((k + 0.375) / (n + 0.75))) if len(n) else n
-    centre = np.arcsin(np.sqrt(fleet)) if len(n) else 0.0
+    angle = np.arcsin(np.sqrt((k + 0.375) / (n + 0.75)))
     within = 1 / (4 * n + 2)
-    heterogeneity = float(
-        (((angle - centre) ** 2 / within).sum() - (len(n) - 1)) / max((1 / within).sum(), 1e-9)
-    )
-    spread = np.sqrt(within + max(heterogeneity, 0.0))
+    centre, between = _middle(angle, within) if len(n) else (0.0, 0.0)
+    fleet = float(np.sin(centre) ** 2) if len(n) else np.nan
+    spread = np.sqrt(within + between)
     z = (angle - centre) / spread
     p_value = 2 * stats.norm.sf(np.abs(z))
     q_value = adjusted(p_value)
@@ -524,6 +524,17 @@ def _counts(label: np.ndarray[tuple[int], np.dtype[np.object_]], failed: Bools) 
     n = np.bincount(code, minlength=len(names))
     k = np.bincount(code, failed, len(names))
     return pd.DataFrame({"n": n.astype(np.float64), "failures": k}, index=pd.Index(names))
+
+
+def _middle(angle: Floats, within: Floats) -> tuple[float, float]:
+    """The common value and the variance between institutions, neither moved by the outermost tenths."""
+    order = np.argsort(angle)
+    weight = np.cumsum(1 / within[order])
+    centre = float(angle[order][np.searchsorted(weight, weight[-1] / 2)])
+    z = (angle - centre) / np.sqrt(within)
+    z = np.clip(z, *np.quantile(z, (0.1, 0.9)))
+    excess = max(float((z**2).mean()) / CLIPPED_VARIANCE - 1, 0.0)
+    return centre, excess * float(np.median(within))
 
 
 def _by_size(rows: pd.DataFrame, by: str) -> pd.DataFrame:

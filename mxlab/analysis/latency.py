@@ -184,8 +184,10 @@ def aggregation_latency(
     """
     rows = answered(members, "aggregation_latency", *_COLUMNS)
     times = aggregation_times(rows, "aggregation_latency", duration)
-    parts = _parts(rows, times, by, "aggregation_latency")[:top]
-    fits = [_fit(part) for _, part in parts]
+    parts = [
+        (name, times.take(places)) for name, places in _parts(rows, times, by, "aggregation_latency")[:top]
+    ]
+    fits = [_fit(part, _censored.intervals(part.low, part.high)) for _, part in parts]
     curves = [(name, _curve(part, fit)) for (name, part), fit in zip(parts, fits, strict=True)]
     frame = pd.DataFrame(
         {column: np.concatenate([curve[column] for _, curve in curves] or [np.zeros(0)]) for column in _CURVE}
@@ -236,7 +238,11 @@ def latency_quantiles(
     """
     rows = answered(members, "latency_quantiles", *_COLUMNS)
     times = aggregation_times(rows, "latency_quantiles", duration)
-    found = [_row(name, part) for name, part in _parts(rows, times, by, "latency_quantiles")]
+    every = _censored.intervals(times.low, times.high)
+    found = []
+    for name, places in _parts(rows, times, by, "latency_quantiles"):
+        part = times.take(places)
+        found.append(_row(name, part, _fit(part, every.of(places), tolerance=1e-2)))
     frame = table(found, _QUANTILES)
     frame.attrs = _attrs(times, by, duration, coverage)
     return frame
@@ -348,8 +354,7 @@ class Fit:
     smooth: Smooth | None
 
 
-def _fit(times: Times, tolerance: float = 1e-4) -> Fit:
-    known = _censored.intervals(times.low, times.high)
+def _fit(times: Times, known: Intervals, *, tolerance: float = 1e-4) -> Fit:
     step = _censored.turnbull(known, tolerance=tolerance)
     if np.isfinite(times.high).sum() < FEWEST:
         return Fit(known, step, None)
@@ -378,25 +383,22 @@ def _curve(times: Times, fit: Fit, points: int = 240) -> dict[str, Floats]:
     return dict(zip(_CURVE, (seconds, share, low, high, step, naive), strict=True))
 
 
-def _row(name: str, times: Times, fit: Fit | None = None) -> dict[str, Any]:
+def _row(name: str, times: Times, fit: Fit) -> dict[str, Any]:
     n = len(times.low)
     row: dict[str, Any] = {
         "group": name,
         **times.mix,
         "share_censored": times.mix["n_censored"] / n if n else np.nan,
     }
-    fit = fit or (_fit(times, 1e-2) if n else None)
     for label, share in (("p50", 0.5), ("p90", 0.9)):
         seconds, low, high, why = _quantile(fit, share)
         row |= {label: seconds, f"{label}_low": low, f"{label}_high": high, f"{label}_why": why}
     return row
 
 
-def _quantile(fit: Fit | None, share: float) -> tuple[float, float, float, str]:
+def _quantile(fit: Fit, share: float) -> tuple[float, float, float, str]:
     """The quantile with its interval, or why there is none and between what times it lies."""
     nan = float("nan")
-    if fit is None:
-        return nan, nan, nan, "no aggregation with a time"
     bounds, place = fit.intervals.bounds, int(np.searchsorted(fit.step, share - 1e-12))
     start, end = float(bounds[place - 1]), float(bounds[place])
     if np.isinf(end):
@@ -409,13 +411,13 @@ def _quantile(fit: Fit | None, share: float) -> tuple[float, float, float, str]:
     return fit.smooth.quantile(share), low, high, ""
 
 
-def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Times]]:
-    """The times of each group that has any, the largest first."""
+def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Ints]]:
+    """The places in `times` of each group that has any, the largest first."""
     positions, group, names = groups(rows.iloc[times.rows], by, function)
     order = np.argsort(group, kind="stable")
     ends = np.cumsum(np.bincount(group, minlength=len(names)))
     parts = np.split(positions[order], ends[:-1]) if len(names) else []
-    return [(name, times.take(part)) for name, part in zip(names, parts, strict=True) if len(part)]
+    return [(name, part) for name, part in zip(names, parts, strict=True) if len(part)]
 
 
 def _is(column: pd.Series, word: str) -> Bools:

@@ -6,10 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from mxlab.analysis._inputs import STRING, Bools, need, strings, table
+from mxlab.analysis._inputs import STRING, Bools, Coverage, described, need, strings, table, whole
 from mxlab.nexus.status import STATUSES
 
 #: error: the record contradicts itself or MX's documentation; warning: likely wrong; notice: worth knowing.
@@ -131,13 +130,17 @@ def findings(
     return found
 
 
-def findings_by_institution(findings: pd.DataFrame, *, top: int = 12) -> pd.DataFrame:
+def findings_by_institution(
+    members: pd.DataFrame, *, coverage: Coverage | None = None, top: int = 12
+) -> pd.DataFrame:
     """How many records fail each rule at each institution.
 
     Parameters
     ----------
-    findings
-        What `findings` gives; waived ones are left out.
+    members
+        The `members` frame, or what `findings` gave of it; waived findings are left out.
+    coverage
+        Kept in ``attrs``.
     top
         How many institutions, those with most findings, are named; the rest are ``all other``.
 
@@ -147,8 +150,9 @@ def findings_by_institution(findings: pd.DataFrame, *, top: int = 12) -> pd.Data
         One row is one rule at one institution where it fails: ``rule``, ``severity``, ``institution``,
         ``count``; the gravest rules first, within them the commonest.
     """
-    need(findings, ("rule", "severity", "institution", "is_waived"), "findings_by_institution", "summary")
-    rows = findings.loc[~findings["is_waived"].to_numpy(dtype=bool)]
+    found = members if "rule" in members.columns else findings(members)
+    need(found, ("rule", "severity", "institution", "is_waived"), "findings_by_institution")
+    rows = found.loc[~found["is_waived"].to_numpy(dtype=bool)]
     bank = rows["institution"].astype(STRING).fillna("not known")
     named = bank.value_counts().index[:top]
     part = pd.DataFrame(
@@ -170,7 +174,9 @@ def findings_by_institution(findings: pd.DataFrame, *, top: int = 12) -> pd.Data
     count["total"] = count.groupby("rule", observed=True)["count"].transform("sum")
     count = count.sort_values(["severity", "total", "rule", "count"], ascending=[True, False, True, False])
     kept = count.drop(columns="total").astype({"rule": STRING, "institution": STRING, "count": "int64"})
-    return kept.reset_index(drop=True)
+    kept = kept.reset_index(drop=True)
+    kept.attrs = {"coverage": described(coverage)}
+    return kept
 
 
 def rules() -> pd.DataFrame:
@@ -224,14 +230,18 @@ def _over(values: pd.Series, limit: float) -> Bools:
 
 def _several(m: pd.DataFrame, key: str, value: str) -> Bools:
     """Rows whose key comes with more than one value."""
-    pairs = m[[key, value]].dropna().astype(STRING).drop_duplicates()
-    many = pairs[key][pairs[key].duplicated(keep=False)]
-    return _true(m[key].astype(STRING).isin(many)) if len(many) else np.zeros(len(m), bool)
+    keys, values = (pd.factorize(m[name])[0].astype(np.int64) for name in (key, value))
+    known, width = (keys >= 0) & (values >= 0), int(values.max(initial=0)) + 1
+    pairs = pd.unique(keys[known] * width + values[known])
+    many = np.bincount(pairs // width, minlength=int(keys.max(initial=0)) + 2) > 1
+    found: Bools = many[keys]  # a missing key is −1: the last place, which no key has
+    return found
 
 
 def _repeated(m: pd.DataFrame, *key: str) -> Bools:
     known = ~m[list(key)].isna().any(axis=1).to_numpy()
-    return known & m.duplicated(list(key), keep=False).to_numpy()
+    again: Bools = m.duplicated(list(key), keep=False).to_numpy()
+    return known & again
 
 
 def _any_text(m: pd.DataFrame, test: Callable[[pd.Series], pd.Series]) -> Bools:
@@ -258,10 +268,9 @@ def _use_cases(m: pd.DataFrame, test: Callable[[frozenset[str] | None], bool]) -
     """Rows whose set of use cases passes a test; each distinct list is tested once."""
     if "use_cases" not in m.columns or not len(m):
         return np.zeros(len(m), bool)
-    lists = pa.array(m["use_cases"], type=pa.list_(pa.string()))
-    joined = pc.binary_join(lists, "\x1f").dictionary_encode()
+    joined = pc.binary_join(whole(m["use_cases"]), "\x1f").dictionary_encode()
     words = [frozenset(filter(None, text.split("\x1f"))) for text in joined.dictionary.to_pylist()]
-    passed = np.array([*(test(word) for word in words), test(None)])
+    passed: Bools = np.array([*(test(word) for word in words), test(None)], dtype=bool)
     found: Bools = passed[pc.fill_null(joined.indices, len(words)).to_numpy(zero_copy_only=False)]
     return found
 

@@ -223,26 +223,24 @@ def loss_pattern(
     """
     need(members, ("user_state", "institution", "session"), "loss_pattern")
     need(requests, ("sent_at", "session"), "loss_pattern", "requests")
-    state = (
-        members[["session", "user_state"]]
-        .astype(STRING)
-        .drop_duplicates("session")
-        .set_index("session")["user_state"]
-    )
-    first = requests.assign(session=requests["session"].astype(STRING)).groupby("session")["sent_at"].min()
-    known = first.to_frame().join(state.rename("state"), how="left")
-    lost_users = known["state"].fillna("lost").isin(["lost", "unknown"]).to_numpy(dtype=bool)
-    moments = known["sent_at"].astype("int64").to_numpy()
+    number, sessions = codes(requests["session"])
+    known = (number >= 0) & requests["sent_at"].notna().to_numpy()
+    moments = np.full(len(sessions), np.iinfo(np.int64).max)
+    np.minimum.at(moments, number[known], requests["sent_at"].astype("int64").to_numpy()[known])
+    missed = members["user_state"].isin(["lost", "unknown"]).to_numpy(dtype=bool)
+    own, users = codes(members["session"])
+    answering = np.bincount(own[(own >= 0) & ~missed], minlength=len(users)) > 0
+    place = pd.Index(users).get_indexer(pd.Index(sessions))
+    lost_users = ~np.append(answering, False)[place]
     order = (np.nan, np.nan)
     if lost_users.any() and not lost_users.all():
         test = stats.mannwhitneyu(moments[lost_users], moments[~lost_users])
         order = (float(test.statistic), float(test.pvalue))
-    lost_rows = members["user_state"].astype(STRING).isin(["lost", "unknown"]).to_numpy(dtype=bool)
     positions, group, names = groups(members, "institution", "loss_pattern")
-    bank = _uneven(lost_rows[positions], group, len(names))
+    bank = _uneven(missed[positions], group, len(names))
     found = [
-        ("order", "Mann–Whitney", len(known), lost_users.sum(), *order),
-        ("institution", "χ²", len(members), lost_rows.sum(), *bank),
+        ("order", "Mann–Whitney", len(moments), lost_users.sum(), *order),
+        ("institution", "χ²", len(members), missed.sum(), *bank),
     ]
     rows = [dict(zip(_LOSS, (*row, bool(row[-1] <= level / 2)), strict=True)) for row in found]
     frame = table(rows, _LOSS)

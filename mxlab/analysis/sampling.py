@@ -77,13 +77,13 @@ def share_estimate(
         return frame
     user = np.unique(codes(rows["session"])[0], return_inverse=True)[1]
     size = np.bincount(user).astype(np.float64)
-    seen: int = max(int(coverage.answered), len(size))
+    seen = float(max(int(coverage.answered), len(size)))
     share = float(holds.mean())
     residual = np.bincount(user, holds) - share * size
-    left = float(max(0.0, 1 - seen / float(max(whole, seen))))
-    variance = (residual @ residual) * seen / max(seen - 1, 1) / n**2
+    left = max(0.0, 1.0 - float(seen) / whole) if whole else 0.0
+    variance = (residual @ residual) * seen / max(seen - 1, 1.0) / n**2
     plain = share * (1 - share) / n
-    design = max(variance / plain, 1e-9) if plain > 0 else float((size**2).sum() / n)
+    design = max(float(variance / plain), 1e-9) if plain > 0 else float((size**2).sum() / n)
     effective = n / design
     low, high = _wilson_finite(share, effective, left, max(len(size) - 1, 1))
     z = float(special.ndtri(0.975))

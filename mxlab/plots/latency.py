@@ -104,11 +104,14 @@ def _mark(ax: Axes, mark: Row) -> None:
     """A quantile with its interval: left of the curve, where nothing else is."""
     theme = style.theme_of(ax)
     ax.plot([mark["seconds"]], [mark["share"]], "o", color=theme.who["nobody"], markersize=6.5, zorder=5)
-    interval = style.between(mark["low"], mark["high"], mark["seconds"])
-    text = f"{mark['word']} {style.duration(mark['seconds'])} {interval}".strip()
-    left = _x(ax, mark["seconds"]) * _width(ax) >= style.text_width(text, LABEL, bold=True)
-    place = {"xytext": (-9, 4) if left else (9, -10), "ha": "right" if left else "left", "va": "center"}
-    style.note(ax, text, (mark["seconds"], mark["share"]), weight="bold", color=theme.ink, **place)
+    plain = f"{mark['word']} {style.duration(mark['seconds'])}"
+    whole = f"{plain} {style.between(mark['low'], mark['high'], mark['seconds'])}".strip()
+    room = _x(ax, mark["seconds"]) * _width(ax) - 0.15
+    tries = ((whole, LABEL), (whole, SMALL), (plain, LABEL))
+    fits = [(text, size) for text, size in tries if style.text_width(text, size, bold=True) <= room]
+    text, size = fits[0] if fits else (whole, SMALL)
+    place = {"xytext": (-9, 4) if fits else (9, -10), "ha": "right" if fits else "left", "va": "center"}
+    style.note(ax, text, (mark["seconds"], mark["share"]), size=size, weight="bold", color=theme.ink, **place)
 
 
 def _naive_words(ax: Axes, summary: pd.DataFrame) -> None:
@@ -155,3 +158,138 @@ def _x(ax: Axes, seconds: float) -> float:
 
 def _width(ax: Axes) -> float:
     return float(ax.get_position().width) * style.inches(ax)[0]
+
+
+def latency_quantiles(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+    top: int = 15,
+) -> Axes:
+    """For each group a bar from its median to its 90 % point, with the median's interval.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.latency_quantiles` gives.
+    ax, title, width, dark
+        As `aggregation_latency` takes them.
+    top
+        How many groups are drawn, the largest; they are ordered by their median.
+    """
+    known = summary.loc[summary["p50"].notna()].head(top).sort_values("p50", ascending=False)
+    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(known), 3), dark=dark)
+    by = summary.attrs.get("by") or "all"
+    rest = len(summary) - len(known)
+    more = f"; {rest:,} smaller or without a median not shown" if rest else ""
+    subtitle = f"Median (dot, with 95 % interval) to 90 % point (bar's end) by {by}{more}"
+    taken = style.title(ax, title or "How long aggregations take, slowest first", subtitle)
+    style.name_rows(ax, known["group"].tolist(), top=taken + 0.3)
+    if known.empty:
+        style.nothing(ax, "no group with a median")
+        return ax
+    far = known[["p90", "p50_high", "p50"]].max(axis=1)
+    first = float(known[["p50_low", "p50"]].min(axis=1).min())
+    wide = _width(ax) > 3.5
+    for place, (row, end) in enumerate(zip(known.to_dict("records"), far, strict=True)):
+        if row["p90"] == row["p90"]:
+            ax.barh(
+                place,
+                row["p90"] - row["p50"],
+                left=row["p50"],
+                height=0.34,
+                color=theme.who["nobody"],
+                alpha=0.3,
+            )
+        ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=theme.who["nobody"], linewidth=1.8)
+        ax.plot([row["p50"]], [place], "o", color=theme.who["nobody"], markersize=6)
+        said = style.duration(row["p50"])
+        if wide and row["p90"] == row["p90"]:
+            said += f" to {style.duration(row['p90'])}"
+        style.note(
+            ax,
+            said,
+            (end, place),
+            xytext=(6, 0),
+            va="center",
+            size=SMALL,
+            color=theme.ink,
+        )
+        words(
+            ax,
+            1.09,
+            place,
+            f"{row['n']:,}",
+            transform=ax.get_yaxis_transform(),
+            size=SMALL,
+            color=theme.muted,
+            ha="right",
+        )
+    room = 1.15 if wide else 0.5  # inches for the words beside the longest bar
+    span = float(np.log(far.max() / first)) / max(1 - room / _width(ax), 0.2)
+    style.time_axis(ax, first / 1.15, first * float(np.exp(span)))
+    style.grid(ax, "x")
+    words(ax, 1.09, -0.85, "n", transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted, ha="right")
+    return ax
+
+
+def slow_institutions(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+    top: int = 12,
+) -> Axes:
+    """How many times longer each institution takes than the rest, with intervals; those that pass in bold.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.slow_institutions` gives.
+    ax, title, width, dark
+        As `aggregation_latency` takes them.
+    top
+        How many institutions are drawn, the slowest.
+    """
+    shown, by = summary.head(top), summary.attrs.get("by") or "institution"
+    slow = summary.loc[summary["is_slower"]]
+    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
+    plain = f"No {by} is slower than the rest" if len(summary) else "Which institutions are slower"
+    headline = plain
+    if len(slow):
+        first = slow.iloc[0]
+        headline = f"{first[by]} takes {first['ratio']:.2g} times as long as the rest"
+        headline += f", {len(slow) - 1} more are slower too" if len(slow) > 1 else ""
+    subtitle = f"Median time over that of the rest; lines: 95 % intervals; {len(summary):,} compared, bold where the test holds"
+    taken = style.title(ax, title or headline, subtitle)
+    style.name_rows(ax, shown[by].tolist(), bold=set(slow[by]), top=taken + 0.3)
+    if shown.empty:
+        style.nothing(ax, "too few aggregations to compare")
+        return ax
+    low, high = shown["ratio_low"].fillna(shown["ratio"]), shown["ratio_high"].fillna(shown["ratio"])
+    for place, row in enumerate(shown.to_dict("records")):
+        colour = theme.ink if row["is_slower"] else theme.muted
+        ax.plot([low.iloc[place], high.iloc[place]], [place, place], color=colour, linewidth=1.5)
+        ax.plot([row["ratio"]], [place], "o", color=colour, markersize=6)
+        words(
+            ax,
+            1.09,
+            place,
+            f"{row['n']:,}",
+            transform=ax.get_yaxis_transform(),
+            size=SMALL,
+            color=theme.muted,
+            ha="right",
+        )
+    words(ax, 1.09, -0.85, "n", transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted, ha="right")
+    ax.axvline(1, color=theme.muted, linewidth=0.9)
+    ax.set_xscale("log")
+    ax.set_xlim(min(float(low.min()), 0.8) / 1.08, max(float(high.max()), 1.5) * 1.1)
+    style.ratio_axis(ax)
+    style.grid(ax, "x")
+    return ax

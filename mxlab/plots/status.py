@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mxlab.nexus.status import WHO_MUST_ACT
+from mxlab.nexus.status import STATUSES, WHO_MUST_ACT
 from mxlab.plots import style
 from mxlab.plots.style import LABEL, SMALL, WHO_WORDS, Row, words
 
@@ -32,16 +32,43 @@ def status_counts(
     width, dark
         Of the new figure: pixels; on dark paper.
     """
+    n = int(summary.attrs.get("n", 0))
+    said = f"Connection status of {style.counted(n, 'member')}; lines: 95 % intervals"
+    return _counts(summary, ax, title, said, width=width, dark=dark)
+
+
+def who_must_act(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A bar for each answer to who must act.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.who_must_act` gives without `by`.
+    ax, title, width, dark
+        As `status_counts` takes them.
+    """
+    n = int(summary.attrs.get("n", 0))
+    said = f"Who must act on {style.counted(n, 'member')}; lines: 95 % intervals"
+    return _counts(summary, ax, title, said, width=width, dark=dark)
+
+
+def _counts(
+    summary: pd.DataFrame, ax: Axes | None, title: str | None, subtitle: str, *, width: int, dark: bool
+) -> Axes:
     rows = summary.to_dict("records")
     ax, _ = style.axes(ax, width=width, height=165 + 23 * max(len(rows), 4), dark=dark)
-    n = int(summary.attrs.get("n", 0))
-    top = style.title(
-        ax, title or _headline(rows), f"Connection status of {n:,} members; lines: 95 % intervals"
-    )
+    top = style.title(ax, title or _headline(rows), subtitle)
     left = max([style.text_width(_name(row), LABEL) for row in rows], default=1.0) + style.EDGE + 0.12
     right = max(style.text_width(word, LABEL, bold=True) for word in WHO_WORDS.values()) + 0.75
-    narrow = style.inches(ax)[0] < 6
-    style.margins(ax, left=left, right=style.EDGE if narrow else right, top=top + 0.1, bottom=0.05)
+    grouped = style.inches(ax)[0] >= 6 and any(row["status"] in STATUSES for row in rows)
+    style.margins(ax, left=left, right=right if grouped else style.EDGE, top=top + 0.1, bottom=0.05)
     if not rows:
         style.nothing(ax)
         return ax
@@ -49,9 +76,9 @@ def status_counts(
     longest = max((row["high"] for row in rows if row["share"] == row["share"]), default=1.0)
     for place, row in enumerate(rows):
         _bar(ax, place, row, sizes, longest)
-    if not narrow:
+    if grouped:
         _group_words(ax, rows, sizes)
-    ax.set_xlim(0, longest * (1.45 if narrow else 1.28))
+    ax.set_xlim(0, longest * (1.28 if grouped else 1.45))
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -59,8 +86,7 @@ def status_counts(
 
 
 def _name(row: Row) -> str:
-    known = {"no status": "no status", "not reached": "not reached"}
-    return known.get(row["status"], style.cut(row["status"], 1.6, LABEL))
+    return WHO_WORDS.get(row["status"], style.cut(row["status"], 1.6, LABEL))
 
 
 def _headline(rows: Sequence[Row]) -> str:
@@ -87,18 +113,8 @@ def _bar(ax: Axes, place: int, row: Row, sizes: Mapping[Any, Sequence[Row]], lon
     ax.barh(place, row["share"], height=0.68, color=fill, hatch=hatch, edgecolor=theme.paper, linewidth=0)
     ax.plot([row["low"], row["high"]], [place, place], color=theme.ink, linewidth=0.9, solid_capstyle="butt")
     text = words(ax, row["high"] + longest * 0.014, place, f"{row['count']:,}", color=theme.ink)
-    ax.annotate(
-        style.percent(row["share"]),
-        (1, 0.5),
-        xycoords=text,
-        xytext=(7, 0),
-        textcoords="offset points",
-        va="center",
-        color=theme.muted,
-        size=SMALL,
-        family=style.FAMILY,
-        annotation_clip=False,
-    )
+    beside = {"xycoords": text, "xytext": (7, 0), "va": "center", "annotation_clip": False}
+    style.note(ax, style.percent(row["share"]), (1, 0.5), color=theme.muted, size=SMALL, **beside)
 
 
 def _group_words(ax: Axes, rows: Sequence[Row], sizes: Mapping[Any, Sequence[Row]]) -> None:

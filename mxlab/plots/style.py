@@ -5,7 +5,7 @@ and everything written into one goes through `words`, so that a bank's name is n
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 #: A row of a summary, or its attrs.
 Row = Mapping[Any, Any]
@@ -30,6 +30,8 @@ FAMILY = "DejaVu Sans"
 TITLE, SUBTITLE, LABEL, SMALL, FOOT = 12.5, 9.0, 9.0, 8.0, 7.0
 #: Inches between the figure's edge and what is written.
 EDGE = 0.16
+#: Small letters are drawn on whole pixels, which makes lines longer than their outlines.
+HINTED = 1.06
 #: Inches kept free below the axes' labels for the foot.
 FOOT_ROOM = 0.42
 
@@ -146,9 +148,8 @@ def inches(ax: Axes) -> tuple[float, float]:
 
 def root(ax: Axes) -> Figure:
     """The figure at the top, also of axes in a part of one."""
-    found = ax.get_figure(root=True)
-    assert isinstance(found, Figure)
-    return found
+    found = ax.figure
+    return found if isinstance(found, Figure) else found.figure
 
 
 def margins(ax: Axes, *, left: float, right: float, top: float = 0.95, bottom: float = 0.3) -> None:
@@ -257,7 +258,7 @@ def clean(text: str) -> str:
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Inches that a line takes."""
-    return size * sum(_advance(letter, bold) for letter in clean(text))
+    return size * HINTED * sum(_advance(letter, bold) for letter in clean(text))
 
 
 def cut(text: str, room: float, size: float, *, bold: bool = False) -> str:
@@ -307,9 +308,11 @@ _UNITS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def duration(seconds: float, *, like: float | None = None, unit: bool = True) -> str:
-    """A time as people say it: 21 s, 1.5 min, 3 h, 2 days; in the unit that another would have, if asked."""
+    """A time as people say it: 40 ms, 21 s, 1.5 min, 3 h, 2 days; in the unit that another would have, if asked."""
     by = seconds if like is None else like
     size, word = next(((s, w) for s, w in _UNITS if by >= s * (1.995 if w == "days" else 0.995)), _UNITS[-1])
+    if by < 0.995:
+        return f"{float(f'{seconds * 1000:.2g}'):g}" + " ms" * unit
     number = float(f"{seconds / size:.2g}") if seconds < 100 * size else round(seconds / size)
     return f"{number:g}" + f" {word}" * unit
 
@@ -329,16 +332,25 @@ _ROUND_SECONDS = np.array(
 )
 
 
+_FINE_SECONDS = np.unique(
+    np.concatenate([np.outer([0.001, 0.01, 0.1, 1], [1, 2, 5, 10, 20]).ravel(), _ROUND_SECONDS])
+)
+_STEP_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800)
+
+
 def time_axis(ax: Axes, first: float, last: float, *, log: bool = True) -> None:
     """A time axis along the foot in words that people say, with as many ticks as there is room for."""
     ax.set_xlim(first, last)
     width = float(ax.get_position().width) * inches(ax)[0]
     if log:
         ax.set_xscale("log")
-        ticks = _ROUND_SECONDS[(first <= _ROUND_SECONDS) & (last * 1.001 >= _ROUND_SECONDS)]
+        ticks, dense = (
+            some[(first <= some) & (last * 1.001 >= some)] for some in (_ROUND_SECONDS, _FINE_SECONDS)
+        )
+        ticks = ticks if len(ticks) >= 3 else dense
         spread = np.log(ticks / first) / np.log(last / first) * width
     else:
-        step = next((s for s in _ROUND_SECONDS if s * 5 >= last - first), _ROUND_SECONDS[-1])
+        step = next((s for s in _STEP_SECONDS if s * 6 >= last - first), _ROUND_SECONDS[-1])
         ticks = np.arange(0, last * 1.001, step)
         spread = (ticks - first) / (last - first) * width
     kept: list[int] = []
@@ -400,3 +412,53 @@ def in_words(share: float, verb: tuple[str, str]) -> str:
     }
     near = next((text for of, text in said.items() if abs(share * of - 1) <= 0.06), None)
     return f"{near} {verb[0]}" if near else f"{percent(share)} of members {verb[1]}"
+
+
+def name_rows(
+    ax: Axes,
+    names: Sequence[str],
+    *,
+    bold: Container[str] = (),
+    top: float = 0.95,
+    right: float = 0.78,
+    part: float = 0.3,
+) -> None:
+    """One row for each name, the first at the top; places the axes so that names up to a part of the width have room."""
+    theme = theme_of(ax)
+    room = inches(ax)[0] * part
+    shown = [cut(name, room, LABEL, bold=name in bold) for name in names]
+    taken = max(
+        [text_width(text, LABEL, bold=name in bold) for text, name in zip(shown, names, strict=True)],
+        default=1.0,
+    )
+    margins(ax, left=taken + EDGE + 0.12, right=right, top=top, bottom=0.26)
+    side = ax.get_yaxis_transform()
+    for place, (text, name) in enumerate(zip(shown, names, strict=True)):
+        weight = "bold" if name in bold else "normal"
+        words(ax, -0.015, place, text, transform=side, ha="right", color=theme.ink, weight=weight)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_yticks([])
+
+
+def counted(n: int, thing: str) -> str:
+    """A count with its noun: 1 member, 5,214 members."""
+    return f"{n:,} {thing}" + ("" if n == 1 else "s")
+
+
+def ratio_axis(ax: Axes) -> None:
+    """A logarithmic axis of ratios: ½, 1, 2 times."""
+    steps = np.array([0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50])
+    low, high = ax.get_xlim()
+    kept = steps[(steps >= low) & (steps <= high)]
+    ax.xaxis.set_major_locator(FixedLocator(kept.tolist()))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g} ×"))
+
+
+def count_axis(ax: Axes, which: Literal["x", "y"]) -> None:
+    """An axis of counts with few ticks: 1, 100, 10,000 where it is logarithmic."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    log = (ax.get_xscale() if which == "x" else ax.get_yscale()) == "log"
+    axis.set_major_locator(LogLocator(10, numticks=7) if log else MaxNLocator(5, integer=True))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))

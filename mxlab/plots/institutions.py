@@ -1,0 +1,199 @@
+"""Drawings of institutions against each other and against their past."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mxlab.plots import style
+from mxlab.plots.style import SMALL, words
+
+
+def institution_funnel(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A dot for each institution: its share waiting for MX or the bank against its size, with limits.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.institution_funnel` gives.
+    ax
+        Where to draw; a new figure without it.
+    title
+        Instead of the finding.
+    width, dark
+        Of the new figure: pixels; on dark paper.
+    """
+    ax, theme = style.axes(ax, width=width, height=430, dark=dark)
+    by = summary.attrs.get("by", "institution")
+    outside = summary.loc[summary["is_outside"]]
+    worse = outside.loc[outside["share"] > (summary.attrs.get("fleet_share") or 0)]
+    plain = "No institution stands out from the others"
+    headline = (
+        f"{style.counted(len(worse), 'institution')} wait for MX or the bank more than chance explains"
+        if len(worse)
+        else plain
+    )
+    headline = (
+        f"{worse[by].iloc[0]} waits for MX or the bank more than chance explains"
+        if len(worse) == 1
+        else headline
+    )
+    subtitle = "Share of members waiting for MX or the bank by size of institution; lines: where 95 % and 99.8 % would lie"
+    top = style.title(ax, title or headline, subtitle)
+    style.margins(ax, left=0.68, right=0.3, top=top + 0.2)
+    if summary.empty:
+        style.nothing(ax, "no institution")
+        return ax
+    limits = summary.sort_values("n")
+    for name, dashes in (("95", (4, 3)), ("998", (1, 1.5))):
+        for side in ("low", "high"):
+            ax.plot(limits["n"], limits[f"{side}_{name}"], color=theme.muted, linewidth=1, dashes=dashes)
+    ax.axhline(summary.attrs["fleet_share"], color=theme.muted, linewidth=0.9)
+    inside = summary.loc[~summary["is_outside"]]
+    ax.plot(
+        inside["n"],
+        inside["share"],
+        "o",
+        color=theme.muted,
+        markersize=4,
+        alpha=0.5,
+        linewidth=0,
+        label="inside",
+    )
+    ax.plot(
+        outside["n"], outside["share"], "o", color=theme.who["mx"], markersize=6, linewidth=0, label="outside"
+    )
+    last = (
+        float(max(summary["share"].quantile(0.995), outside["share"].max() if len(outside) else 0, 0.02))
+        * 1.15
+    )
+    ax.set_xscale("log")
+    ax.set_xlim(max(float(summary["n"].min()) * 0.9, 0.9), float(summary["n"].max()) * 1.6)
+    ax.set_ylim(0, min(last, 1.02))
+    style.share_axis(ax, "y", min(last, 1.0))
+    style.count_axis(ax, "x")
+    style.grid(ax, "y")
+    for row in outside.head(8).to_dict("records"):
+        text = style.cut(row[by], 1.8, SMALL, bold=True)
+        end = row["n"] > float(summary["n"].max()) / 3
+        place = {"xytext": (-6, 7) if end else (6, 7), "ha": "right" if end else "left"}
+        style.note(
+            ax,
+            text,
+            (row["n"], row["share"]),
+            va="center",
+            size=SMALL,
+            weight="bold",
+            color=theme.label["mx"],
+            **place,
+        )
+    return ax
+
+
+def outage_scan(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+    top: int = 10,
+) -> Axes:
+    """The least explicable institutions of a scan: failures of the window against the baseline.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.outage_scan` gives.
+    ax, title, width, dark
+        As `institution_funnel` takes them.
+    top
+        How many are drawn, each in its most telling window.
+    """
+    by = summary.attrs.get("by", "institution")
+    shown = summary.drop_duplicates(by).head(top)
+    alarms = shown.loc[shown["is_alarm"], by].tolist()
+    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
+    scanned = summary.attrs.get("scanned", 0)
+    plain = f"No outage among {style.counted(scanned, 'institution')}"
+    one = f"{alarms[0]} fails far more than its past explains" if alarms else plain
+    headline = (
+        one if len(alarms) < 2 else f"{len(alarms)} institutions fail far more than their past explains"
+    )
+    subtitle = "Failed share of the last hours' jobs (dot, 95 % interval) against the institution's baseline (bar); bold: alarm"
+    taken = style.title(ax, title or headline, subtitle)
+    style.name_rows(ax, shown[by].tolist(), bold=set(alarms), top=taken + 0.3, right=1.1)
+    if shown.empty:
+        style.nothing(ax, "no job in the window")
+        return ax
+    for place, row in enumerate(shown.to_dict("records")):
+        colour = theme.who["mx"] if row["is_alarm"] else theme.muted
+        ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.5)
+        ax.plot([row["share"]], [place], "o", color=colour, markersize=6)
+        ax.plot([row["baseline_share"]] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.6)
+        text = f"{row['failures']:,} of {row['n']:,} in {row['window_hours']:g} h"
+        words(ax, 1.02, place, text, transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted)
+    ax.set_xlim(0, 1)
+    style.share_axis(ax, "x")
+    style.grid(ax, "x")
+    return ax
+
+
+def attributable_share(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+    top: int = 10,
+) -> Axes:
+    """How many members more than at the others' rate wait for MX or the bank, by institution.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.attributable_share` gives.
+    ax, title, width, dark
+        As `institution_funnel` takes them.
+    top
+        How many are drawn, the costliest.
+    """
+    by = summary.attrs.get("by", "institution")
+    shown = summary.loc[summary["excess"] > 0].head(top)
+    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
+    sure = shown.loc[shown["excess_low"] > 0]
+    headline = "What each institution adds to members waiting for MX or the bank"
+    if len(sure):
+        first = sure.iloc[0]
+        fleet, without = (style.percent(first[name]) for name in ("fleet_share", "fleet_share_without"))
+        headline = f"With {first[by]} like the rest, {without} would wait for MX or the bank, not {fleet}"
+    subtitle = (
+        "Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals"
+    )
+    taken = style.title(ax, title or headline, subtitle)
+    style.name_rows(ax, shown[by].tolist(), bold=set(sure[by].head(1)), top=taken + 0.3)
+    if shown.empty:
+        style.nothing(ax, "no institution is above the others")
+        return ax
+    for place, row in enumerate(shown.to_dict("records")):
+        colour = theme.who["mx"] if row["excess_low"] > 0 else theme.grid
+        ax.barh(place, row["excess"], height=0.66, color=colour)
+        ax.plot([row["excess_low"], row["excess_high"]], [place, place], color=theme.ink, linewidth=0.9)
+        style.note(
+            ax,
+            f"{row['excess']:,.0f}",
+            (row["excess_high"], place),
+            xytext=(6, 0),
+            va="center",
+            color=theme.ink,
+        )
+    ax.set_xlim(min(0.0, float(shown["excess_low"].min())), float(shown["excess_high"].max()) * 1.12)
+    ax.axvline(0, color=theme.muted, linewidth=0.9)
+    style.count_axis(ax, "x")
+    return ax

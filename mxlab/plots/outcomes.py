@@ -1,0 +1,131 @@
+"""Drawings of how aggregations end."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mxlab.plots import style
+from mxlab.plots.style import SMALL, words
+
+#: The words of the ends, by outcome and who must act.
+_WORDS = {
+    ("finished", "nobody"): "finished",
+    ("waiting_on_user", "user"): "waits for user",
+    ("failed", "user"): "failed: user",
+    ("failed", "mx"): "failed: MX / bank",
+    ("failed", "partner"): "failed: partner",
+    ("failed", "over"): "failed: over",
+    ("failed", "manual"): "failed: manual",
+    ("failed", "unknown"): "failed: unknown",
+}
+
+
+def outcomes_over_time(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """Where started aggregations are, by time since the kick-off, one area for each end.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.outcomes_over_time` gives.
+    ax
+        Where to draw; a new figure without it.
+    title
+        Instead of the finding.
+    width, dark
+        Of the new figure: pixels; on dark paper.
+    """
+    ax, theme = style.axes(ax, width=width, height=430, dark=dark)
+    n = summary.attrs.get("n", 0)
+    ends = _ends(summary, theme)
+    subtitle = f"Where started aggregations are, by time since the kick-off (cumulative incidence, {style.counted(n, 'member')})"
+    top = style.title(ax, title or _headline(ends), subtitle)
+    labels = [f"{end['word']} {style.percent(end['share'][-1])}" for end in ends]
+    room = max([style.text_width(text, SMALL, bold=True) for text in [*labels, "still running 99 %"]])
+    style.margins(ax, left=0.68, right=room + 0.28, top=top + 0.2)
+    if not ends:
+        style.nothing(ax, "no aggregation was started")
+        return ax
+    seconds = np.concatenate([[0.0], ends[0]["seconds"]])
+    done = sum(end["share"] for end in ends)
+    last = float(seconds[1:][np.searchsorted(done, 0.985 * done[-1])]) * 1.5
+    style.time_axis(ax, 0, min(last, float(seconds[-1])), log=False)
+    style.share_axis(ax, "y")
+    ax.set_ylim(0, 1)
+    ax.set_facecolor(theme.nothing)
+    floor = np.zeros(len(seconds))
+    for end in ends:
+        ceiling = floor + np.concatenate([[0.0], end["share"]])
+        area = ax.fill_between(seconds, floor, ceiling, color=end["colour"], linewidth=0, hatch=end["hatch"])
+        area.set_label(end["word"])
+        ax.plot(seconds, ceiling, color=theme.paper, linewidth=1.1)
+        floor = ceiling
+    _end_labels(ax, ends, labels, seconds)
+    return ax
+
+
+def _ends(summary: pd.DataFrame, theme: style.Theme) -> list[dict[str, Any]]:
+    """Each end with its curve, word and colours; a second end of one colour is a shade of it."""
+    found: list[dict[str, Any]] = []
+    for key, part in summary.groupby(["outcome", "who_must_act"], sort=False, observed=True):
+        outcome, who = (str(word) for word in key)
+        again = sum(end["who"] == who for end in found)
+        found.append(
+            {
+                "outcome": outcome,
+                "who": who,
+                "word": _WORDS[outcome, who],
+                "seconds": part["seconds"].to_numpy(),
+                "share": part["share"].to_numpy(),
+                "colour": style.shade(theme.who[who], again, 2, theme),
+                "label": theme.label[who],
+                "hatch": style.HATCHES.get(who),
+            }
+        )
+    return found
+
+
+def _headline(ends: list[dict[str, Any]]) -> str:
+    shares = {(end["outcome"], end["who"]): float(end["share"][-1]) for end in ends}
+    done, waits = shares.get(("finished", "nobody"), 0.0), shares.get(("waiting_on_user", "user"), 0.0)
+    if not done:
+        return "How started aggregations end"
+    return f"{style.percent(done)} of started aggregations finish" + (
+        f", {style.percent(waits)} stop for their user" if waits else ""
+    )
+
+
+def _end_labels(
+    ax: Axes, ends: list[dict[str, Any]], labels: list[str], seconds: np.ndarray[Any, Any]
+) -> None:
+    """The word of each area at its right edge, in its colour, none over another."""
+    theme = style.theme_of(ax)
+    at = [float(np.interp(ax.get_xlim()[1], seconds[1:], end["share"])) for end in ends]
+    tops = np.cumsum(at)
+    places = [float(top - share / 2) for top, share in zip(tops, at, strict=True)]
+    running = 1 - float(tops[-1])
+    colours = [end["label"] for end in ends]
+    if running >= 0.0005:
+        places, labels = [*places, 1 - running / 2], [*labels, f"still running {style.percent(running)}"]
+        colours = [*colours, theme.muted]
+    least = 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
+    for place, text, colour in zip(style.apart(places, least, 0.02, 0.99), labels, colours, strict=True):
+        weight = "normal" if colour == theme.muted else "bold"
+        words(
+            ax,
+            1.015,
+            place,
+            text,
+            transform=ax.get_yaxis_transform(),
+            color=colour,
+            weight=weight,
+            size=SMALL,
+        )

@@ -1,0 +1,87 @@
+"""Drawings of findings."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+from mxlab.plots import style
+from mxlab.plots.style import SMALL, words
+
+
+def findings_by_institution(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A matrix of rules and institutions; the darker a cell, the more records fail there.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.findings_by_institution` gives.
+    ax
+        Where to draw; a new figure without it.
+    title
+        Instead of the finding.
+    width, dark
+        Of the new figure: pixels; on dark paper.
+    """
+    rules = list(dict.fromkeys(summary["rule"]))
+    totals = summary.groupby("institution", observed=True)["count"].sum().sort_values(ascending=False)
+    banks = [name for name in totals.index if name != "all other"][: 5 if width < 600 else 12]
+    banks += ["all other"] if len(totals) > len(banks) else []
+    ax, theme = style.axes(ax, width=width, height=260 + 24 * max(len(rules), 3), dark=dark)
+    headline = "No record fails a rule"
+    if rules:
+        broken = int(summary.loc[summary["severity"] == "error", "count"].sum())
+        headline = (
+            f"{style.counted(broken, 'error')} in the records"
+            if broken
+            else "No errors in the records, some oddities"
+        )
+    top = style.title(ax, title or headline, "Findings by rule, gravest first, and institution; bold: errors")
+    bold = set(summary.loc[summary["severity"] == "error", "rule"])
+    room = 0.95
+    style.name_rows(ax, rules, bold=bold, top=top + room, right=0.62, part=0.4)
+    if not rules:
+        style.nothing(ax, "no findings")
+        return ax
+    shades = LinearSegmentedColormap.from_list("findings", [theme.nothing, theme.muted])
+    table = summary.assign(
+        institution=summary["institution"].where(summary["institution"].isin(banks), "all other")
+    )
+    cells = table.groupby(["rule", "institution"], observed=True)["count"].sum().reset_index()
+    most = float(np.log1p(cells["count"].max()))
+    for rule, bank, count in zip(cells["rule"], cells["institution"], cells["count"], strict=True):
+        x, y, part = banks.index(bank), rules.index(rule), float(np.log1p(count)) / most
+        ax.barh(y, 0.94, left=x - 0.47, height=0.9, color=shades(part), edgecolor=theme.paper)
+        words(
+            ax,
+            x,
+            y,
+            f"{count:,}",
+            ha="center",
+            size=SMALL - 0.5,
+            color=theme.paper if part > 0.75 else theme.ink,
+        )
+    for x, bank in enumerate(banks):
+        text = style.cut(bank, 1.15, SMALL)
+        words(
+            ax,
+            x - 0.2,
+            1.01,
+            text,
+            transform=ax.get_xaxis_transform(),
+            va="bottom",
+            rotation=45,
+            rotation_mode="anchor",
+            size=SMALL,
+            color=theme.ink,
+        )
+    ax.set_xlim(-0.55, len(banks) - 0.45)
+    ax.set_xticks([])
+    return ax

@@ -1,0 +1,153 @@
+"""Change between two snapshots; estimates from a part of the users."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_analysis_worlds import Coverage, no_objects, with_status, world
+
+from mxlab import analysis
+
+
+def two_groups(n, connected):
+    """Two institutions of so many members, so many of them connected."""
+    rows = [
+        (bank, place < good)
+        for bank, (size, good) in enumerate(zip(n, connected, strict=True))
+        for place in range(size)
+    ]
+    bank, good = map(np.array, zip(*rows, strict=True))
+    members = world(len(rows))
+    members["institution"] = pd.Categorical(np.where(bank == 0, "A", "B"))
+    members["who_must_act"] = pd.Categorical(np.where(good, "nobody", "mx"))
+    return members
+
+
+def test_mix_and_rate_equals_kitagawas_formula_by_hand():
+    before, after = two_groups((600, 400), (540, 200)), two_groups((300, 700), (255, 420))
+    found = analysis.mix_and_rate(before, after).set_index("group")
+    rates = {"A": (0.9, 0.85), "B": (0.5, 0.6)}
+    weights = {"A": (0.6, 0.3), "B": (0.4, 0.7)}
+    mix = sum((weights[g][1] - weights[g][0]) * sum(rates[g]) / 2 for g in "AB")
+    rate = sum((rates[g][1] - rates[g][0]) * sum(weights[g]) / 2 for g in "AB")
+    assert found["mix"].sum() == pytest.approx(mix, abs=1e-12)
+    assert found["rate"].sum() == pytest.approx(rate, abs=1e-12)
+    assert found["total"].sum() == pytest.approx(0.675 - 0.74, abs=1e-12)
+    assert found.attrs["total"] == pytest.approx(0.675 - 0.74, abs=1e-12)
+
+
+def test_mix_and_rate_adds_up_with_groups_that_come_and_go():
+    before, after = world(2_000, banks=20), world(1_500, seed=1, banks=30)
+    found = analysis.mix_and_rate(before, after)
+    connected = [(frame["who_must_act"] == "nobody").mean() for frame in (before, after)]
+    assert found["total"].sum() == pytest.approx(connected[1] - connected[0], abs=1e-12)
+
+
+def told_apart(runs):
+    mix, rate = 0, 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        before = two_groups((2_000, 1_000), (rng.binomial(2_000, 0.85), rng.binomial(1_000, 0.5)))
+        mixed = two_groups((1_000, 2_000), (rng.binomial(1_000, 0.85), rng.binomial(2_000, 0.5)))
+        rated = two_groups((2_000, 1_000), (rng.binomial(2_000, 0.75), rng.binomial(1_000, 0.4)))
+        one, two = analysis.mix_and_rate(before, mixed).attrs, analysis.mix_and_rate(before, rated).attrs
+        mix += one["mix_is_change"] and not one["rate_is_change"]
+        rate += two["rate_is_change"] and not two["mix_is_change"]
+    return mix / runs, rate / runs
+
+
+def test_mix_and_rate_are_told_apart():
+    assert min(told_apart(10)) >= 0.8
+
+
+@pytest.mark.slow
+def test_mix_and_rate_are_told_apart_in_95_of_100(figures):
+    shares = told_apart(400)
+    figures["mix and rate told apart, share of 400 worlds"] = list(shares)
+    assert min(shares) >= 0.93  # a 95 % interval of the part that did not move misses in 5 % of runs
+
+
+def test_moves_are_counted_and_tested_against_moves_back():
+    before = world(4_000)
+    connected = np.flatnonzero(before["connection_status"] == "CONNECTED")
+    after = with_status(before, before.index[connected[:60]], "DENIED").iloc[5:]
+    found = analysis.transitions(before, after)
+    move = found[(found["from_status"] == "CONNECTED") & (found["to_status"] == "DENIED")].iloc[0]
+    gone = (before.iloc[:5]["connection_status"] == "CONNECTED").sum()
+    assert move["count"] == 60 - gone
+    assert move["p_value"] == pytest.approx(
+        stats.binomtest(int(move["count"]), int(move["count"]), alternative="greater").pvalue
+    )
+    assert found.loc[found["is_change"], "to_status"].tolist() == ["DENIED"]
+    assert found["count"].sum() == found.attrs["n"] == 3_995
+    changes = analysis.member_changes(before, after)
+    assert changes["change"].value_counts().to_dict() == {"moved": 60 - gone, "vanished": 5}
+    assert no_objects(changes)
+
+
+def test_balance_over_two_statuses_is_mcnemars_test():
+    before = world(400).assign(connection_status=pd.Categorical(["CONNECTED"] * 200 + ["DENIED"] * 200))
+    after = before.copy()
+    after["connection_status"] = pd.Categorical(
+        ["DENIED"] * 30 + ["CONNECTED"] * 170 + ["CONNECTED"] * 12 + ["DENIED"] * 188
+    )
+    found = analysis.transitions(before, after)
+    assert found.attrs["p_value"] == pytest.approx(stats.chi2.sf((30 - 12) ** 2 / 42, 1))
+
+
+def test_nothing_changed_is_an_answer():
+    members = world(2_000)
+    assert not analysis.transitions(members, members)["is_change"].any()
+    assert analysis.member_changes(members, members).empty
+    assert not analysis.mix_and_rate(members, members).attrs["total_is_change"]
+    for before, after in ((members.iloc[:0], members.iloc[:0]), (members.iloc[:1], members.iloc[:0])):
+        assert list(analysis.transitions(before, after).columns) == list(
+            analysis.transitions(members, members).columns
+        )
+        analysis.member_changes(before, after)
+        analysis.mix_and_rate(before, after)
+
+
+def sampled(seed, users=20_000, taken=400):
+    """A population of users with alike members, a sample of it, and the truth."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(1, 5, users)
+    lean = rng.beta(4, 2, users)
+    chosen = rng.choice(users, taken, replace=False)
+    good = [rng.random(size[user]) < lean[user] for user in range(users)]
+    truth = np.concatenate(good).mean()
+    flat = np.concatenate([good[user] for user in chosen])
+    frame = pd.DataFrame(
+        {
+            "user_state": pd.Categorical(["answered"] * len(flat)),
+            "who_must_act": pd.Categorical(np.where(flat, "nobody", "user"), categories=["nobody", "user"]),
+            "session": pd.Categorical(np.repeat(chosen, size[chosen]).astype(str)),
+        }
+    )
+    return frame, truth
+
+
+def test_estimate_from_a_sample_of_users():
+    frame, truth = sampled(2)
+    found = analysis.share_estimate(frame, Coverage(asked=20_000, answered=400)).iloc[0]
+    assert found["low"] < truth < found["high"]
+    assert found["effective_n"] < found["n"]
+    more = analysis.share_estimate(frame, Coverage(asked=20_000, answered=400), reach=0.01).iloc[0]
+    assert 400 < more["users_for_reach"] < 20_000
+    census = analysis.share_estimate(frame, Coverage(asked=400, answered=400)).iloc[0]
+    assert census["low"] == census["high"] == census["share"]
+    ordered = analysis.share_estimate(frame, Coverage(asked=20_000, answered=400, order="source")).iloc[0]
+    assert not ordered["is_sample"]
+    assert np.isnan(ordered["low"])
+    assert analysis.share_estimate(frame.iloc[:0], Coverage()).empty
+
+
+@pytest.mark.slow
+def test_sample_intervals_cover_the_truth(figures):
+    hits = []
+    for seed in range(2_000):
+        frame, truth = sampled(seed, users=2_000, taken=400)
+        found = analysis.share_estimate(frame, Coverage(asked=2_000, answered=400)).iloc[0]
+        hits.append(found["low"] <= truth <= found["high"])
+    figures["sample interval covers the truth, share of 2000 runs"] = float(np.mean(hits))
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)

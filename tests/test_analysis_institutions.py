@@ -1,0 +1,159 @@
+"""Outage scan, funnel, attributable share, incident."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_analysis_worlds import SEEN, log, no_objects, with_status, world
+
+from mxlab import analysis
+from mxlab.analysis import institutions
+
+
+def fleet(seed, *, banks=600, n=60_000, outage=None, onset_hours=6.0, alike=0.01):
+    """Jobs of two days, 8 % of them failing, more at one bank since some hours ago; banks and days differ."""
+    rng = np.random.default_rng([seed, 1])
+    members = world(n, seed=seed, banks=banks)
+    hours = rng.uniform(0, 48, n)
+    bank = members["institution"].cat.codes.to_numpy()
+    share = rng.beta(0.08 * 60, 0.92 * 60, banks)
+    strength = 1 / alike - 1
+    now = rng.beta(share * strength, (1 - share) * strength)
+    failing = rng.random(n) < np.where(hours < 24, now[bank], share[bank])
+    if outage is not None:
+        failing = np.where((bank == outage) & (hours < onset_hours), rng.random(n) < 0.4, failing)
+    members["who_must_act"] = pd.Categorical(np.where(failing, "mx", "nobody"))
+    members["connection_status"] = pd.Categorical(np.where(failing, "FAILED", "CONNECTED"))
+    members["aggregated_at"] = (SEEN - pd.to_timedelta(hours, unit="h")).astype("datetime64[us, UTC]")
+    return members
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "a", "b"), [(0, 5, 1.0, 9.0), (3, 10, 2.5, 20.0), (40, 100, 8.0, 92.0), (100, 100, 3.0, 5.0)]
+)
+def test_tail_of_beta_binomial_equals_scipy(k, n, a, b):
+    found = institutions._at_least(*(np.array([value], float) for value in (k, n, a, b)))
+    assert found[0] == pytest.approx(stats.betabinom.sf(k - 1, n, a, b), abs=1e-9)
+
+
+def test_scan_finds_a_planted_outage_and_nothing_else():
+    scan = analysis.outage_scan(fleet(1, outage=4))
+    assert set(scan.loc[scan["is_alarm"], "institution"]) == {"Bank 004"}
+    calm = analysis.outage_scan(fleet(1))
+    assert not calm["is_alarm"].any()
+    assert calm["p_value"].is_monotonic_increasing
+
+
+def test_scan_pools_families_and_takes_a_baseline():
+    members = fleet(2, outage=4)
+    family = dict.fromkeys(("Bank 004", "Bank 005"), "Family")
+    scan = analysis.outage_scan(members, families=family)
+    assert "Family" in set(scan["institution"])
+    assert "Bank 004" not in set(scan["institution"])
+    against = analysis.outage_scan(members, baseline=fleet(2))
+    assert set(against.loc[against["is_alarm"], "institution"]) == {"Bank 004"}
+    now = members.assign(aggregated_at=SEEN - pd.Timedelta(minutes=1))
+    assert not analysis.outage_scan(now).attrs["has_past"]
+
+
+@pytest.mark.slow
+def test_scan_over_200_calm_and_200_troubled_worlds(figures):
+    calm, found, covered = 0, 0, 0
+    for seed in range(200):
+        calm += analysis.outage_scan(fleet(seed))["is_alarm"].sum()
+        members = fleet(10_000 + seed, outage=2, onset_hours=6.0)
+        scan = analysis.outage_scan(members)
+        found += "Bank 002" in set(scan.loc[scan["is_alarm"], "institution"])
+        onset = analysis.incident(members, "Bank 002").iloc[0]
+        covered += onset["onset_low"] <= SEEN - pd.Timedelta(hours=6) <= onset["onset_high"]
+    figures["outage scan: false alarms a calm scan"] = float(calm / 200)
+    figures["outage scan: planted outages found, share"] = found / 200
+    figures["outage onset covered, share"] = float(covered / 200)
+    assert calm / 200 <= 0.10
+    assert found / 200 >= 0.95
+    assert covered / 200 >= 0.90
+
+
+def test_incident_says_since_when_whom_and_what():
+    members = fleet(5, outage=3, onset_hours=6.0)
+    row = analysis.incident(members, "Bank 003").iloc[0]
+    assert row["is_real"]
+    assert row["onset_low"] < SEEN - pd.Timedelta(hours=6) < row["onset_high"]
+    assert row["share_after"] == pytest.approx(0.4, abs=0.1)
+    assert row["statuses"] == f"FAILED {row['members_hit']}"
+    pack = analysis.evidence_pack(members, "Bank 003", since=row["onset_low"])
+    assert len(pack) >= row["members_hit"]
+    assert pack["most_recent_job_guid"].notna().all()
+    later = with_status(members, np.ones(len(members), bool), "CONNECTED")
+    assert analysis.incident(members, "Bank 003", later=later).iloc[0]["recovered_share"] == 1.0
+    assert not analysis.incident(fleet(5), "Bank 003").iloc[0]["is_real"]
+
+
+def test_attributable_share_is_what_the_others_would_make():
+    members = fleet(1, outage=0, onset_hours=48.0, banks=20, n=5_000)
+    row = analysis.attributable_share(members).iloc[0]
+    bad = (members["who_must_act"] == "mx").to_numpy()
+    first = (members["institution"] == row["institution"]).to_numpy()
+    rest = bad[~first].mean()
+    assert row["excess"] == pytest.approx(bad[first].sum() - first.sum() * rest)
+    assert row["fleet_share_without"] == pytest.approx(rest)
+    assert row["fleet_share"] == pytest.approx(bad.mean())
+
+
+def test_funnel_limits_hold_a_calm_fleet_and_show_an_outlier():
+    calm = analysis.institution_funnel(fleet(1))
+    big = calm[calm["n"] >= 50]
+    assert ((big["share"] >= big["low_95"]) & (big["share"] <= big["high_95"])).mean() == pytest.approx(
+        0.95, abs=0.04
+    )
+    assert calm["is_outside"].sum() <= 1
+    bad = analysis.institution_funnel(fleet(1, outage=0, onset_hours=48.0))
+    assert bad.loc[bad["is_outside"], "institution"].iloc[0] == "Bank 000"
+
+
+@pytest.mark.parametrize(
+    "summary", [analysis.outage_scan, analysis.institution_funnel, analysis.attributable_share]
+)
+def test_little_or_nothing(summary):
+    members = fleet(1, n=500, banks=10)
+    full, empty = summary(members), summary(members.iloc[:0])
+    assert list(full.columns) == list(empty.columns)
+    assert (full.dtypes == empty.dtypes).all()
+    assert no_objects(full)
+    for few in (members.iloc[:1], members[members["institution"] == "Bank 001"]):
+        found = summary(few)
+        flags = [name for name in found if name.startswith("is_")]
+        assert not found[flags].any().any()
+    never = members.assign(aggregated_at=pd.Series(pd.NaT, index=members.index, dtype="datetime64[us, UTC]"))
+    summary(never)
+
+
+def test_requests_quantiles_failures_and_timeline():
+    requests = log(4_000)
+    times = analysis.reply_times(requests).set_index("endpoint")
+    mine = requests.loc[requests["endpoint"] == "read_job", "reply_seconds"].dropna()
+    assert times.loc["read_job", "p90"] == pytest.approx(mine.quantile(0.9))
+    inside = ((mine >= times.loc["read_job", "p50_low"]) & (mine <= times.loc["read_job", "p50_high"])).mean()
+    assert inside == pytest.approx(1.96 / np.sqrt(len(mine)), rel=0.15)
+    failures = analysis.request_failures(requests)
+    assert failures["count"].sum() == requests["error"].notna().sum()
+    assert set(failures["reason"]) == {"SessionExpired 401", "Unavailable 503"}
+    course = analysis.run_timeline(requests)
+    assert course["sent"].sum() == 4_000
+    assert course["failed"].sum() == requests["error"].notna().sum()
+    for summary in (analysis.reply_times, analysis.request_failures, analysis.run_timeline):
+        empty = summary(requests.iloc[:0])
+        assert (empty.dtypes == summary(requests).dtypes).all()
+        summary(requests.iloc[:1])
+
+
+def test_loss_that_goes_with_the_order_is_found():
+    requests, members = log(4_000), world(1_000)
+    sessions = requests["session"].drop_duplicates()
+    members = members.iloc[: len(sessions)].assign(session=sessions.iloc[:1_000].to_numpy())
+    calm = analysis.loss_pattern(members, requests.loc[requests["session"].isin(members["session"])])
+    assert not calm["is_related"].any()
+    late = members.assign(user_state=np.where(np.arange(len(members)) > 800, "lost", "answered"))
+    found = analysis.loss_pattern(late, requests).set_index("related_to")
+    assert found.loc["order", "is_related"]
+    assert not found.loc["institution", "is_related"]

@@ -1,0 +1,170 @@
+"""Each rule finds the defect that is planted for it, and nothing in a clean world."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from test_analysis_worlds import SEEN, no_objects, with_status, world
+
+from mxlab import analysis
+
+HOUR, DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)
+LISTS = pd.ArrowDtype(pa.list_(pa.string()))
+
+
+def put(**values):
+    """Plant values in the first row, which is CONNECTED."""
+
+    def plant(members):
+        for name, value in values.items():
+            members.loc[0, name] = value
+        return members
+
+    return plant
+
+
+def status(word, **values):
+    return lambda members: put(**values)(with_status(members, [0], word))
+
+
+def twin(**values):
+    """Make the first row like the second in some columns."""
+    return lambda members: put(**{name: members.loc[1, name] for name in values["same"]})(members)
+
+
+def unknown_status(members):
+    members["connection_status"] = members["connection_status"].cat.add_categories("ZOMBIE")
+    return put(connection_status="ZOMBIE")(members)
+
+
+def use_cases(*cases):
+    def plant(members):
+        every = [list(cases), *[["PFM"]] * (len(members) - 1)]
+        return members.assign(use_cases=pd.Series(every, dtype=LISTS))
+
+    return plant
+
+
+def observed(members):
+    none = pd.Categorical([None] * len(members), categories=members["outcome"].cat.categories)
+    return put(background_aggregation_is_disabled=True, age_seconds=3_600.0)(members.assign(outcome=none))
+
+
+DEFECTS = {
+    "guid-missing": put(guid=pd.NA),
+    "guid-of-two-users": twin(same=["guid"]),
+    "guid-repeated": twin(same=["guid", "user_guid"]),
+    "user-missing": put(user_guid=pd.NA),
+    "institution-missing": put(institution_guid=pd.NA, institution_code=np.nan),
+    "institution-two-codes": lambda members: put(institution_code="other")(
+        members.astype({"institution_code": "string"})
+    ),
+    "institution-two-guids": put(institution_guid="INS-other"),
+    "name-differs": put(name="my bank"),
+    "name-missing": put(name=pd.NA),
+    "text-says-null": put(name="null"),
+    "text-blank": put(name=" padded"),
+    "text-control-characters": put(name="bank\u202eknab"),
+    "guid-prefix": put(guid="12345"),
+    "metadata-unreadable": put(metadata='\\"fragment'),
+    "time-in-future": put(aggregated_at=SEEN + DAY, successfully_aggregated_at=SEEN + DAY),
+    "time-before-mx": put(
+        aggregated_at=pd.Timestamp(0, tz="UTC"), successfully_aggregated_at=pd.Timestamp(0, tz="UTC")
+    ),
+    "success-without-start": put(aggregated_at=pd.NaT),
+    "success-a-day-after-start": put(aggregated_at=SEEN - 5 * DAY, successfully_aggregated_at=SEEN - DAY),
+    "aggregation-stuck": put(
+        is_being_aggregated=True, aggregated_at=SEEN - 7 * HOUR, successfully_aggregated_at=SEEN - 8 * HOUR
+    ),
+    "aggregating-never-started": put(
+        is_being_aggregated=True, aggregated_at=pd.NaT, successfully_aggregated_at=pd.NaT
+    ),
+    "manual-aggregating": put(is_being_aggregated=True, connection_status=np.nan, aggregated_at=SEEN - HOUR),
+    "connected-stale": put(age_seconds=8 * 86_400.0, eligible=True),
+    "connected-never-succeeded": put(successfully_aggregated_at=pd.NaT, aggregated_at=SEEN - 2 * DAY),
+    "created-yet-aggregated": status("CREATED"),
+    "pending-without-oauth": status("PENDING", is_oauth=False, aggregated_at=SEEN - HOUR / 2),
+    "pending-over-an-hour": status("PENDING", is_oauth=True, aggregated_at=SEEN - 2 * HOUR),
+    "status-unknown": unknown_status,
+    "fields-undocumented": put(extra='{"new": 1}'),
+    "job-missing": put(most_recent_job_guid=pd.NA),
+    "job-of-two-members": twin(same=["most_recent_job_guid"]),
+    "background-off-yet-fresh": observed,
+    "use-cases-empty": use_cases(),
+    "use-cases-unknown": use_cases("PFM", "GAMBLING"),
+    "use-cases-without-pfm": use_cases("MONEY_MOVEMENT"),
+    "looks-reversed": put(aggregation_seconds_low=30.0, aggregation_seconds_high=10.0),
+    "job-contradicts-looks": put(
+        job_seconds=500.0, aggregation_seconds_high=20.0, aggregation_seconds_low=10.0
+    ),
+}
+#: Where one defect is of necessity another's too.
+ALSO = {
+    "aggregating-never-started": {"connected-never-succeeded"},
+    "name-missing": {"name-differs"},
+    "text-says-null": {"name-differs"},
+    "text-blank": {"name-differs"},
+    "text-control-characters": {"name-differs"},
+}
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """Clean members, of which the first two are CONNECTED and at different banks and users."""
+    members = world(600, seed=3)
+    connected = members[members["connection_status"] == "CONNECTED"]
+    second = connected[(connected["institution"] != connected["institution"].iloc[0])].index[0]
+    first = [connected.index[0], second]
+    return pd.concat([members.loc[first], members.drop(index=first)], ignore_index=True)
+
+
+def test_there_are_at_least_25_rules_each_with_a_defect_here():
+    rules = analysis.rules()
+    assert len(rules) >= 25
+    assert set(rules["rule"]) == {*DEFECTS, "field-vanished"}
+    assert rules.notna().all().all()
+    assert set(rules["severity"]) == {"error", "warning", "notice"}
+
+
+def test_a_clean_world_has_no_findings(clean):
+    found = analysis.findings(clean)
+    assert found.empty
+    assert list(found.columns[:5]) == ["rule", "severity", "reason", "source", "is_waived"]
+    assert sum(found.attrs["counts"].values()) == 0
+    assert analysis.findings(clean.iloc[:0]).empty
+
+
+@pytest.mark.parametrize("rule", DEFECTS)
+def test_a_planted_defect_is_found_by_exactly_its_rule(clean, rule):
+    found = analysis.findings(DEFECTS[rule](clean.copy()))
+    names = set(found["rule"])
+    assert rule in names
+    assert names - ALSO.get(rule, set()) == {rule}
+    assert {"guid", "institution", "connection_status"} <= set(found.columns)
+
+
+def test_fields_that_vanished_since_the_last_snapshot(clean):
+    now = clean.assign(is_oauth=pd.array([pd.NA] * len(clean), dtype="boolean"))
+    found = analysis.findings(now, previous=clean)
+    assert found["rule"].tolist() == ["field-vanished"]
+    assert found["reason"].iloc[0].endswith("is_oauth")
+
+
+def test_waivers_mark_until_their_day_and_only_there(clean):
+    members = put(name="my bank")(clean.copy())
+    bank = members["institution"].iloc[0]
+    for waiver, waived in (
+        (analysis.Waiver("name-differs", SEEN + DAY, "known"), True),
+        (analysis.Waiver("name-differs", SEEN - DAY, "over"), False),
+        (analysis.Waiver("name-differs", SEEN + DAY, "there", institution=bank), True),
+        (analysis.Waiver("name-differs", SEEN + DAY, "elsewhere", institution="other"), False),
+    ):
+        found = analysis.findings(members, waivers=[waiver])
+        assert found["is_waived"].tolist() == [waived]
+    assert analysis.findings_by_institution(analysis.findings(members)).iloc[0].to_dict() == {
+        "rule": "name-differs",
+        "severity": "notice",
+        "institution": bank,
+        "count": 1,
+    }
+    assert no_objects(analysis.findings_by_institution(found))

@@ -1,0 +1,239 @@
+"""Drawings: what is drawn equals the summary; nothing is clipped or faked by a name."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_analysis_worlds import Coverage, log, with_status, world
+
+from mxlab import analysis, plots
+from mxlab.nexus.status import WHO_MUST_ACT
+from mxlab.plots import style
+
+NASTY = [
+    "Ba$$in $x^2$ \\frac{1}{2}",
+    "_leading",
+    "x" * 300,
+    "emoji 🏦 \u202eevil",
+    "<b>bold</b> & co",
+    "بنك",
+    "\x00\x07",
+]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    members = world(3_000, banks=30, slow=4, exact=0.3, limit=200.0)
+    names = dict(zip(members["institution"].cat.categories, NASTY, strict=False))
+    members["institution"] = members["institution"].cat.rename_categories(names)
+    later = with_status(members, np.arange(3_000) % 7 == 0, "FAILED")
+    return members, later, log()
+
+
+@pytest.fixture(scope="module")
+def summaries(frames):
+    members, later, requests = frames
+    return {
+        "status_counts": analysis.status_counts(later, coverage=Coverage()),
+        "who_must_act": analysis.who_must_act(later, coverage=Coverage()),
+        "status_by_institution": analysis.status_by_institution(later),
+        "aggregation_latency": analysis.aggregation_latency(members),
+        "latency_quantiles": analysis.latency_quantiles(members, by="institution"),
+        "slow_institutions": analysis.slow_institutions(members),
+        "freshness": analysis.freshness(members),
+        "outcomes_over_time": analysis.outcomes_over_time(members),
+        "institution_funnel": analysis.institution_funnel(later),
+        "outage_scan": analysis.outage_scan(later),
+        "attributable_share": analysis.attributable_share(later),
+        "transitions": analysis.transitions(members, later),
+        "mix_and_rate": analysis.mix_and_rate(members, later),
+        "findings_by_institution": analysis.findings_by_institution(analysis.findings(later)),
+        "reply_times": analysis.reply_times(requests),
+        "request_failures": analysis.request_failures(requests),
+        "run_timeline": analysis.run_timeline(requests),
+    }
+
+
+def drawn(ax):
+    figure = style.root(ax)
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def texts(ax):
+    figure = style.root(ax)
+    return [*figure.texts, *ax.texts]
+
+
+def test_every_drawing_has_the_name_of_a_summary(summaries):
+    assert set(plots.__all__) == set(summaries)
+    assert set(plots.__all__) <= set(analysis.__all__)
+    assert plots.__all__ == sorted(plots.__all__)
+    assert analysis.__all__ == sorted(analysis.__all__)
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+@pytest.mark.parametrize("width", [480, 800, 1600])
+def test_nothing_is_clipped(summaries, name, width):
+    ax = getattr(plots, name)(summaries[name], width=width)
+    figure = drawn(ax)
+    assert figure.get_size_inches()[0] * figure.dpi == pytest.approx(width)
+    style.foot(
+        figure,
+        "run r1 · seed 7 · mxlab 0.1 · 1,982 of 2,000 users answered (12 expired, 6 timed out)",
+        "SIMULATED",
+    )
+    whole = figure.bbox
+    for text in texts(ax):
+        if text.get_text().strip():
+            box = text.get_window_extent()
+            room = 0.012 * width
+            assert box.x0 >= whole.x0 - room, text.get_text()
+            assert box.x1 <= whole.x1 + room, text.get_text()
+            assert box.y0 >= whole.y0 - room, text.get_text()
+            assert box.y1 <= whole.y1 + room, text.get_text()
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+def test_no_text_is_read_as_markup(summaries, name):
+    ax = getattr(plots, name)(summaries[name])
+    for text in texts(ax):
+        assert not text.get_parse_math()
+        assert "\u202e" not in text.get_text()
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+def test_dark_own_title_and_axes_of_the_caller(summaries, name):
+    dark = getattr(plots, name)(summaries[name], dark=True, title="My $title")
+    assert style.root(dark).texts[0].get_text() == "My $title"
+    assert style.theme_of(dark) is style.DARK
+    drawn(dark)
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2)
+    place = left.get_position().bounds
+    assert getattr(plots, name)(summaries[name], left) is left
+    assert left.get_position().bounds == place
+    assert not right.texts
+    drawn(left)
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+def test_an_empty_summary_gives_a_picture_that_says_so(summaries, name):
+    empty = summaries[name].iloc[:0]
+    if name == "mix_and_rate":
+        empty = analysis.mix_and_rate(world(1).iloc[:0], world(1).iloc[:0])
+    ax = getattr(plots, name)(empty)
+    drawn(ax)
+    assert texts(ax)
+
+
+def test_bars_of_status_equal_the_summary(summaries):
+    counts = summaries["status_counts"]
+    ax = plots.status_counts(counts)
+    known = counts[counts["unit"] == "members"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(known["share"].tolist())
+    assert style.LIGHT.who["nobody"] == "#1f9583"
+    first = ax.patches[0].get_facecolor()
+    assert first == pytest.approx([0x1F / 255, 0x95 / 255, 0x83 / 255, 1])
+    assert "not reached" in {text.get_text() for text in ax.texts}
+    assert any(text.get_text() == "18 users" for text in ax.texts)
+
+
+def test_stacks_by_institution_equal_the_summary(summaries):
+    shares = summaries["status_by_institution"]
+    ax = plots.status_by_institution(shares)
+    widths = np.array([bar.get_width() for bar in ax.patches]).reshape(-1, len(WHO_MUST_ACT))
+    assert widths.ravel() == pytest.approx(shares["share"].to_numpy())
+    assert widths.sum(axis=1) == pytest.approx(np.ones(len(widths)))
+
+
+def test_curve_of_latency_equals_the_summary(summaries):
+    summary = summaries["aggregation_latency"]
+    ax = plots.aggregation_latency(summary)
+    lines = {line.get_label(): line for line in ax.lines}
+    for column in ("share", "naive"):
+        assert lines[column].get_ydata() == pytest.approx(summary[column].to_numpy())
+    marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    row = summary.attrs["quantiles"][0]
+    assert marks == pytest.approx([row["p50"], row["p90"]])
+    assert style.duration(row["p50"]) in style.root(ax).texts[0].get_text()
+
+
+def test_areas_of_outcomes_are_stacked(summaries):
+    summary = summaries["outcomes_over_time"]
+    ax = plots.outcomes_over_time(summary)
+    tops = [line.get_ydata()[-1] for line in ax.lines]
+    finals = summary.groupby(["outcome", "who_must_act"], sort=False, observed=True)["share"].last()
+    assert tops == pytest.approx(np.cumsum(finals).tolist())
+
+
+def test_a_finding_is_only_said_where_its_test_passed(frames):
+    members = frames[0]
+    calm = analysis.slow_institutions(members)
+    calm["is_slower"] = False
+    assert (
+        style.root(plots.slow_institutions(calm)).texts[0].get_text()
+        == "No institution is slower than the rest"
+    )
+    same = analysis.mix_and_rate(members, members)
+    assert "not changed" in style.root(plots.mix_and_rate(same)).texts[0].get_text()
+    still = analysis.transitions(members, members)
+    assert "Nothing moved" in style.root(plots.transitions(still)).texts[0].get_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.04, "40 ms"),
+        (1, "1 s"),
+        (21.4, "21 s"),
+        (90, "1.5 min"),
+        (59.9, "1 min"),
+        (7_200, "2 h"),
+        (86_400, "24 h"),
+        (172_800, "2 days"),
+    ],
+)
+def test_times_as_people_say_them(seconds, said):
+    assert style.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0, "0 %"),
+        (0.0001, "<0.1 %"),
+        (0.0123, "1.2 %"),
+        (0.07, "7.0 %"),
+        (0.666, "67 %"),
+        (0.999, ">99 %"),
+        (1, "100 %"),
+    ],
+)
+def test_shares_as_people_say_them(share, said):
+    assert style.percent(share) == said
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_are_plain_and_short(name):
+    text = style.cut(name, 1.5, 9)
+    assert style.text_width(text, 9) <= 1.5
+    assert all(letter.isprintable() for letter in text)
+    assert len(style.wrapped(name, 2.0, 9)) >= 1
+
+
+def test_labels_keep_their_distance():
+    places = style.apart([0.5, 0.5, 0.5, 0.9], 0.1, 0.0, 1.0)
+    assert np.diff(sorted(places)).min() >= 0.1 - 1e-9
+    assert min(places) >= 0
+    assert max(places) <= 1
+
+
+def test_flow_of_who_must_act_has_a_ribbon_for_each_move(frames):
+    members, later, _ = frames
+    summary = analysis.transitions(members, later, by_who=True)
+    ax = plots.transitions(summary)
+    assert len(ax.collections) == len(summary)
+    drawn(ax)
+    drawn(plots.transitions(summary, width=480))
