@@ -247,7 +247,7 @@ def _users(tokens: Tokens, settings: Settings, sample: int | None) -> Source:
     return users
 
 
-class _Memory:
+class Memory:
     """A run that is kept in memory: journal and tables."""
 
     def __init__(self, run: str) -> None:
@@ -268,6 +268,9 @@ class _Memory:
 
     async def intend(self, intent: Intent) -> None:
         """An intent need not outlive the process that holds the results."""
+
+    def answered(self, session: str, replied_at: float | None) -> None:
+        """As `intend`."""
 
     def write(self, tables: Mapping[str, pa.Table], endings: Sequence[Ending]) -> None:
         for name, table in tables.items():
@@ -305,7 +308,7 @@ class _Memory:
 class _Writer:
     """Gathers what comes and writes it in batches, off the loop, one at a time."""
 
-    def __init__(self, book: "_Memory | Ledger") -> None:
+    def __init__(self, book: "Memory | Ledger") -> None:
         self._book = book
         self._exchanges: list[Exchange] = []
         self._endings: list[Ending] = []
@@ -352,7 +355,7 @@ async def _collect(
 ) -> Snapshot:
     manifest = _manifest(verb, users, settings)
     if store is None:
-        opened: Any = nullcontext(_Memory(run or _run_name(manifest)))
+        opened: Any = nullcontext(Memory(run or _run_name(manifest)))
     else:
         opened = await asyncio.to_thread(store.begin, run, manifest)
     with opened as book:

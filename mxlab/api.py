@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -166,7 +167,7 @@ class Simulation:
         """End the process."""
         self._process.terminate()
         self._process.wait(10)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
@@ -187,6 +188,7 @@ def simulate(
     speed: float = 1.0,
     scenarios: Sequence[str] = (),
     faults: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     port: int = 0,
     settings: Settings | None = None,
 ) -> Simulation:
@@ -203,6 +205,8 @@ def simulate(
     faults
         What goes wrong on the way, as figures of `mxlab.simulator.faults.Faults`:
         ``{"latency_seconds": 0.02, "rates": {"close": 0.01}}``.
+    parameters
+        Any other figure of `mxlab.simulator.Parameters`, as ``{"not_pfm_share": 0.0}``.
     port
         0 takes a free one.
     settings
@@ -220,15 +224,19 @@ def simulate(
     options = ["--users", str(users), "--seed", str(seed), "--port", str(port), "--speed", repr(float(speed))]
     if faults:
         options += ["--faults", json.dumps(faults)]
+    for name, value in (parameters or {}).items():
+        options += ["--set", f"{name}={json.dumps(value)}"]
     for scenario in scenarios:
         options += ["--scenario", scenario]
     command = [sys.executable, "-m", "mxlab.simulator.server", "--until-eof", *options]
-    process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        _, said = process.communicate(timeout=10)
-        raise ConfigError(f"simulate: {said.strip() or 'the simulator did not start'}")
+    with tempfile.TemporaryFile("w+") as said:  # never a pipe that fills up while nobody reads it
+        process = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            process.communicate(timeout=10)
+            said.seek(0)
+            raise ConfigError(f"simulate: {said.read().strip() or 'the simulator did not start'}")
     return Simulation(process, json.loads(line), settings or Settings(seed=seed))

@@ -149,13 +149,16 @@ class Intent(msgspec.Struct, frozen=True):
     sends
         How many starts may have acted, this one included.
     baseline
-        Each member's job guid and ``aggregated_at`` (ISO text) of the look before.
+        Of the look before, for each member: job guid, ``aggregated_at`` (ISO text), connection status.
+    replied_at
+        When the start was answered; None while it is open.
     """
 
     session: str
     sent_at: float
     sends: int
-    baseline: dict[str, tuple[str | None, str | None]]
+    baseline: dict[str, tuple[str | None, str | None, str | None]]
+    replied_at: float | None = None
 
 
 @dataclass(slots=True)

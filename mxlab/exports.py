@@ -23,6 +23,8 @@ from xml.sax.saxutils import escape as xml_escape
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mxlab.errors import ConfigError
 from mxlab.tokens import pseudonym
@@ -80,7 +82,7 @@ def export(
     writers: dict[str, Callable[[pd.DataFrame, IO[bytes]], None]] = {
         ".csv": lambda each, file: _csv(each, file, raw=raw),
         ".xlsx": _xlsx,
-        ".parquet": lambda each, file: each.to_parquet(file, index=False),
+        ".parquet": _parquet,
         ".json": _json,
     }
     if path.suffix.lower() not in writers:
@@ -145,7 +147,16 @@ def _csv(frame: pd.DataFrame, file: IO[bytes], *, raw: bool) -> None:
         flat = flat.rename(columns=_marked)
         texts = [name for name in flat.columns if _is_text(flat[name])]
         flat = flat.assign(**{name: _distinct(flat[name], _marked) for name in texts})
-    file.write(flat.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ").encode("utf-8", "replace"))
+    file.write(
+        flat.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ", lineterminator="\r\n").encode(
+            "utf-8", "replace"
+        )
+    )
+
+
+def _parquet(frame: pd.DataFrame, file: IO[bytes]) -> None:
+    """Without pandas' own notes, which pandas cannot read back for lists."""
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None), file)
 
 
 def _marked(text: str) -> str:

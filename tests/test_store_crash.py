@@ -90,7 +90,7 @@ def intend_and_die(path: str, run: str) -> None:
 
 
 def intent(number: int) -> Intent:
-    return Intent(f"{number:032x}", 1.0 + number, 1, {"MBR-1": ("JOB-1", None)})
+    return Intent(f"{number:032x}", 1.0 + number, 1, {"MBR-1": ("JOB-1", None, "CONNECTED")})
 
 
 class Nursery:

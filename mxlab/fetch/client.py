@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn, Self
 
@@ -33,6 +34,10 @@ from mxlab.nexus.protocol import (
 )
 from mxlab.settings import Settings
 from mxlab.tokens import SessionToken
+
+_LARGE_BYTES = (
+    128 * 2**10
+)  # reading more would hold up the loop; one at a time, or memory would not be bounded
 
 
 class _DroppedError(Exception):
@@ -112,10 +117,12 @@ class Wire:
             ) as response:
                 sent.status, sent.headers = response.status, response.headers
                 await _read_bounded(response, sent)
-        except asyncio.CancelledError as error:
-            raise error.with_traceback(None) from None  # frames of aiohttp hold the headers
         except (aiohttp.ClientError, _DroppedError, BadReply, OSError, ValueError) as error:
             failure = _failure(error, sent)
+        except BaseException as error:
+            raise error.with_traceback(None) from None  # frames of aiohttp hold the headers
+        finally:
+            headers.clear()  # and so do the frames from here up
         sent.seconds = time.perf_counter() - started
         if failure is not None:
             raise failure
@@ -169,6 +176,7 @@ class NexusClient:
         self._settings = settings
         self._now = now
         self._wire = Wire(settings)
+        self._reading = asyncio.Lock()
         self._list_url = self._url(f"/members?records_per_page={RECORDS_PER_PAGE}")
 
     async def __aenter__(self) -> Self:
@@ -204,7 +212,12 @@ class NexusClient:
             await self._send(sent, endpoint, token, guid, page)
             assert sent.status is not None
             assert sent.headers is not None
-            reply = read_reply(endpoint, sent.status, sent.headers, sent.body, page=page)
+            read = partial(read_reply, endpoint, sent.status, sent.headers, sent.body, page=page)
+            if len(sent.body) < _LARGE_BYTES:
+                reply = read()
+            else:
+                async with self._reading:
+                    reply = await asyncio.to_thread(read)
             rejects = reply.rejects
         except NexusError as failure:
             failure.session = session

@@ -10,11 +10,11 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from mxlab.errors import BadReply, ConfigError, MxlabError, NexusError
+from mxlab.errors import BadReply, ConfigError, MxlabError, NexusError, SessionExpired
 from mxlab.exchange import Ending, Exchange, Intent, Progress, Verb
 from mxlab.fetch.client import NexusClient
 from mxlab.fetch.pace import Gate
@@ -24,6 +24,8 @@ from mxlab.tokens import Mint, SessionToken, Source, Turn, made
 
 _BATCH_SECONDS = 0.2
 _MOST_UNTAKEN = 20_000
+_FIRST_USERS = 100
+_MOST_EXPIRED = 20
 
 
 class Journal(Protocol):
@@ -38,6 +40,9 @@ class Journal(Protocol):
 
     async def intend(self, intent: Intent) -> None:
         """Write the intent; when it returns, it is durable."""
+
+    def answered(self, session: str, replied_at: float | None) -> None:
+        """Note that the start was answered, or, with None, refused before acting; soon durable, not waited for."""
 
 
 class Batch(NamedTuple):
@@ -56,6 +61,39 @@ class _User:
     session: str
     token: SessionToken | None
     ready_at: float = 0.0
+    is_heard: bool = False
+
+
+class _Trial:
+    """Whether the tokens of a source that cannot make new ones are stale, told by its first users.
+
+    Until that is known, users whose session has expired are held back: a run that stops loses none of them.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.is_open = source.minting is None and (source.size is None or source.size >= _FIRST_USERS)
+        self.held: list[Ending] = []
+        self._knows_size = source.size is not None
+        self._heard = self._expired = 0
+
+    def hear(self, error: NexusError | None) -> bool:
+        """Take in a user's first reply; whether it is known now that the tokens are good."""
+        self._heard += 1
+        self._expired += isinstance(error, SessionExpired)
+        if self._expired > _MOST_EXPIRED and (self._knows_size or self._heard == _FIRST_USERS):
+            raise ConfigError(
+                f"tokens: {self._expired} of the first {self._heard} sessions have expired (they live 30 minutes), "
+                "so the run stopped and gave no user up; make new tokens and run again, with the same run name if it had one"
+            )
+        self.is_open = self._heard < _FIRST_USERS
+        return not self.is_open
+
+    def holds(self, ending: Ending) -> bool:
+        """Hold an ending back, if it is one of those in question."""
+        is_held = self.is_open and ending.reason == "session_expired"
+        if is_held:
+            self.held.append(ending)
+        return is_held
 
 
 class Collection:
@@ -90,7 +128,7 @@ class Collection:
         self._gate = gate or Gate(settings.concurrency, settings.hard_rate)
         self._rng = random.Random(settings.seed)
         self._now = settings.clock.steady()
-        self._turns = source.turns(settings.seed)
+        self._trial = _Trial(source)
         self._turn_lock = asyncio.Lock()
         self._due: deque[_User] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -105,13 +143,15 @@ class Collection:
     async def batches(self) -> AsyncIterator[Batch]:
         """What comes, several times a second, until every user has ended."""
         async with AsyncExitStack() as stack:
+            self._turns = await stack.enter_async_context(aclosing(self._source.turns(self._settings.seed)))
             self._client = await stack.enter_async_context(NexusClient(self._settings, self._now))
             minting = self._source.minting
             self._mint: Mint | None = (
                 await stack.enter_async_context(minting(self._settings)) if minting else None
             )
             self._room.set()
-            workers = {asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)}
+            # One more than can be in flight: it may be the one that waits for the source.
+            workers = {asyncio.create_task(self._work()) for _ in range(self._settings.concurrency + 1)}
             try:
                 running = workers
                 while running:
@@ -146,8 +186,7 @@ class Collection:
             await self._room.wait()
             if self._due:
                 return self._due.popleft()
-            if self.exhausted and not self._progress.following:
-                self._wake(len(self._idle))
+            if self._is_over():
                 return None
             if not self.exhausted and not self._turn_lock.locked():
                 user = await self._fresh()
@@ -201,11 +240,27 @@ class Collection:
             user.ready_at = time.perf_counter()
         columns = user.token.columns if user.token else {}
         ending = user.track.ending(user.turn.user, columns)
+        if not self._trial.holds(ending):
+            self._end(ending)
+        self._is_over()
+
+    def _end(self, ending: Ending) -> None:
         self._endings.append(ending)
         self._progress.count(ending)
         self._progress.following -= 1
-        if self.exhausted and not self._progress.following:
-            self._wake(len(self._idle))
+
+    def _release(self) -> None:
+        held, self._trial.held = self._trial.held, []
+        for ending in held:
+            self._end(ending)
+
+    def _is_over(self) -> bool:
+        """Whether every user has ended; if so, those held back end too, and every worker hears of it."""
+        if not self.exhausted or self._progress.following > len(self._trial.held):
+            return False
+        self._release()
+        self._wake(len(self._idle))
+        return True
 
     def _put_off(self, user: _User, wait: float) -> None:
         def due() -> None:
@@ -251,15 +306,24 @@ class Collection:
             user.track.no_token(failure, self._now())
         else:
             user.track.received(exchange)
+            if call.endpoint.starts_jobs and (error is None or user.track.is_unstarted):
+                self._journal.answered(user.session, exchange.replied_at if error is None else None)
+            self._hear(user, exchange)
             self._exchanges.append(exchange)
             self._progress.requests += 1
             if len(self._exchanges) >= _MOST_UNTAKEN:
                 self._room.clear()
         finally:
+            if error is not None and error.retry_after_seconds:
+                told = error.retry_after_seconds * (1 + 0.1 * self._rng.random())
+                self._gate.pause(self._settings.clock.real_seconds(told))
             self._gate.leave(error, seconds)
-        if error is not None and error.retry_after_seconds:
-            told = error.retry_after_seconds * (1 + 0.1 * self._rng.random())
-            self._gate.pause(self._settings.clock.real_seconds(told))
+
+    def _hear(self, user: _User, exchange: Exchange) -> None:
+        if self._trial.is_open and not user.is_heard:
+            user.is_heard = True
+            if self._trial.hear(exchange.error):
+                self._release()
 
     async def _minted(self, user: _User) -> SessionToken:
         assert self._mint is not None

@@ -51,7 +51,7 @@ class Gate:
 
     async def enter(self) -> None:
         """Wait for a place, then take it."""
-        if self._waiting or self.in_flight >= self.limit:
+        if self._waiting or self.in_flight + 1 > self.limit:
             place = asyncio.get_running_loop().create_future()
             self._waiting.append(place)
             try:
@@ -63,6 +63,8 @@ class Gate:
         else:
             self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if not self._gap and not self._closed_until:
+            return
         try:
             await self._until_open()
         except asyncio.CancelledError:
@@ -71,12 +73,17 @@ class Gate:
 
     async def _until_open(self) -> None:
         loop = asyncio.get_running_loop()
-        while (now := loop.time()) < self._closed_until:  # noqa: ASYNC110 - a pause may be prolonged meanwhile
-            await asyncio.sleep(self._closed_until - now)
-        if self._gap:
-            self._next = max(self._next + self._gap, now)
-            if (wait := self._next - now) > 0:
+        while True:
+            while (wait := self._closed_until - loop.time()) > 0:  # noqa: ASYNC110 - a pause may be prolonged
                 await asyncio.sleep(wait)
+            if not self._gap:
+                return
+            now = loop.time()
+            self._next = max(self._next + self._gap, now)
+            if self._next > now:
+                await asyncio.sleep(self._next - now)
+            if loop.time() >= self._closed_until:
+                return
 
     def leave(self, error: NexusError | None, seconds: float) -> None:
         """Give the place back and learn from what came of the request.
@@ -115,7 +122,7 @@ class Gate:
 
     def _give_back(self) -> None:
         self.in_flight -= 1
-        while self._waiting and self.in_flight < self.limit:
+        while self._waiting and self.in_flight + 1 <= self.limit:
             place = self._waiting.popleft()
             if not place.done():
                 self.in_flight += 1

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from mxlab.errors import BadReply, NexusError, Refused, SessionExpired
 from mxlab.exchange import Change, Ending, Exchange, Intent, MemberEnding, Outcome, UserState, Verb
-from mxlab.nexus.members import Member
-from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, READ_JOB, Endpoint
+from mxlab.nexus.members import Member, is_guid
+from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, READ_JOB, Endpoint, Reply
 from mxlab.nexus.status import PROCESSING, who_must_act
 from mxlab.settings import Settings
 
@@ -126,11 +126,12 @@ class Followed:
 
     def _judge(self, low: float, high: float) -> None:
         verdict, certain = self._verdict()
+        first = self._candidate[1] if self._candidate and self._candidate[0] == verdict else None
         if verdict == "running":
             self.low, self._candidate = low, None
-        elif certain or (self._candidate and self._candidate[0] == verdict):
+        elif certain or first is not None:
             self.outcome = verdict
-            self.high = self._candidate[1] if self._candidate else high
+            self.high = high if first is None else first
         elif self.looks > 1 or verdict == "not_triggered":  # the reply to the kick-off never shows a failure
             self._candidate = verdict, high
 
@@ -154,6 +155,8 @@ class Followed:
 
     def ending(self) -> MemberEnding:
         """What is known in the end; following that ended first leaves the time right-censored."""
+        if self.outcome is None and not self.looks:
+            return self.observed()  # the user was lost before any look could tell
         outcome = self.outcome or "running"
         if outcome == "not_triggered":
             return MemberEnding(self.member, self.seen_at, outcome, looks=self.looks)
@@ -230,11 +233,11 @@ class Track:
         self._rng = rng
         self._session = session
         self._renews = renews
-        self._schedule = LookSchedule(settings.first_look_seconds, settings.longest_look_seconds)
         self._gap: float | None = None
         self._deadline = now + settings.deadline_seconds
         self._failures = 0
         self._pages: dict[str, Member] = {}
+        self._owners: set[str] = set()
         self._baseline: dict[str, Member] = {}
         self._followed: dict[str, Followed] = {}
         self._jobs: list[Followed] = []
@@ -255,11 +258,23 @@ class Track:
         self._kick = Kick(intent.sent_at, intent.sent_at)
         self._baseline = {
             guid: Member(
-                guid, most_recent_job_guid=job, aggregated_at=datetime.fromisoformat(at) if at else None
+                guid,
+                most_recent_job_guid=job,
+                aggregated_at=datetime.fromisoformat(at) if at else None,
+                connection_status=status,
             )
-            for guid, (job, at) in intent.baseline.items()
+            for guid, (job, at, status) in intent.baseline.items()
         }
-        self._receive = self._cleared
+        if intent.replied_at is None:
+            self._receive = self._cleared
+        else:
+            self._kick = Kick(intent.sent_at, intent.replied_at)
+            self._receive = self._resumed
+
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether no start has been sent that may have acted."""
+        return self._sends == 0
 
     def intent(self, now: float) -> Intent:
         """What must be durable before the start that is next is sent."""
@@ -267,13 +282,23 @@ class Track:
             self._kick = Kick(now, now)
         self._sends += 1
         baseline = {
-            guid: (each.most_recent_job_guid, each.aggregated_at.isoformat() if each.aggregated_at else None)
+            guid: (
+                each.most_recent_job_guid,
+                each.aggregated_at.isoformat() if each.aggregated_at else None,
+                each.connection_status,
+            )
             for guid, each in self._baseline.items()
         }
         return Intent(self._session, self._kick.sent_at, self._sends, baseline)
 
     def received(self, exchange: Exchange) -> None:
         """Take in what came of the call that was next."""
+        if exchange.reply is not None and self._is_another(exchange.reply):
+            self._state, self._reason, self.call = "lost", "token_user_mismatch", None
+            self._what_to_do = (
+                "Replies to one token name two users: check the list of tokens and users, and tell MX."
+            )
+            return
         if isinstance(exchange.error, SessionExpired) and self._renews:
             self._renews = False
             self.must_renew = True
@@ -283,18 +308,27 @@ class Track:
             return
         self._receive(exchange)
 
+    def _is_another(self, reply: Reply) -> bool:
+        """Whether the members are not all of the user that this token has shown so far."""
+        self._owners |= {each.user_guid for each in reply.members if each.user_guid is not None}
+        return len(self._owners) > 1
+
     def no_token(self, error: NexusError, now: float) -> None:
         """A token could not be made; try again or give the user up."""
         assert self.call is not None
         self._sends -= self.call.endpoint.starts_jobs
-        if not self._again(error, now):
+        if self._again(error, now):
+            return
+        if self.call.endpoint is READ_JOB:
+            self.call = None
+        else:
             self._lose(error, "no_token_" + _reason(error))
 
     def _again(self, error: NexusError, now: float) -> bool:
         """Set the same call up once more, if that may help; a server that said how long to wait is not counted."""
         assert self.call is not None
         told = error.retry_after_seconds
-        if told is None:
+        if not told:
             self._failures += 1
         if not error.transient or self._failures >= self._settings.attempts or now >= self._deadline:
             return False
@@ -343,9 +377,13 @@ class Track:
     def _started(self, exchange: Exchange) -> None:
         """The reply to the kick-off is look 0."""
         error = exchange.error
+        sent_at = (
+            exchange.sent_at if self._sends == 1 else self._kick.sent_at
+        )  # the gate came after the intent
+        self._kick = Kick(sent_at, exchange.replied_at)
         if error is None:
             assert exchange.reply is not None
-            self._kick = Kick(self._kick.sent_at, exchange.replied_at)
+            self._deadline = exchange.replied_at + self._settings.deadline_seconds
             self._follow({each.guid: each for each in exchange.reply.members}, exchange)
         elif error.may_have_acted:
             self._failures = 0
@@ -369,25 +407,36 @@ class Track:
             return
         if any(moved(each, self._baseline[guid]) for guid, each in members.items() if guid in self._baseline):
             self._kick = Kick(self._kick.sent_at, now)
+            self._deadline = now + self._settings.deadline_seconds
             self._follow(members, exchange)
             return
         self._still_reads += 1
+        self._followed = {guid: Followed(each, now, each) for guid, each in members.items()}
         if self._still_reads < 2:
             self.call = Call(LIST_MEMBERS, now + _CLEARING_SECONDS)
         elif self._sends < 2:
             self._start(now)
         else:
-            self._followed = {guid: Followed(each, now, each) for guid, each in members.items()}
             self._state, self._reason = "unknown", "start_not_cleared_up"
             self._what_to_do = (
                 "Two starts were sent and nothing moved; ask MX before aggregating this user again."
             )
             self.call = None
 
+    def _resumed(self, exchange: Exchange) -> None:
+        """The first look in a later life of the run, after a start that was answered."""
+        if exchange.error is not None:
+            if not self._again(exchange.error, exchange.replied_at):
+                self._lose(exchange.error)
+        elif (members := self._listed(exchange)) is not None:
+            self._follow(members, exchange)
+
     def _follow(self, members: dict[str, Member], exchange: Exchange) -> None:
-        self._deadline = self._kick.sent_at + self._settings.deadline_seconds
+        # Of an earlier life of the run only the baseline's jobs are known: changes count from here.
+        seen = {guid: each.member for guid, each in self._followed.items()} or members
         self._followed = {
-            guid: Followed(each, exchange.replied_at, each) for guid, each in self._baseline.items()
+            guid: Followed(seen.get(guid, each), exchange.replied_at, each)
+            for guid, each in self._baseline.items()
         }
         self._receive = self._followed_look
         self._see(members, exchange)
@@ -395,7 +444,7 @@ class Track:
     def _followed_look(self, exchange: Exchange) -> None:
         error = exchange.error
         if error is not None:
-            self._failures += error.retry_after_seconds is None
+            self._failures += not error.retry_after_seconds
             final = not error.transient and not isinstance(error, BadReply)
             if final or self._failures >= self._settings.attempts or exchange.replied_at >= self._deadline:
                 self._lose(error)
@@ -423,7 +472,9 @@ class Track:
             self._look_again(exchange.replied_at)
 
     def _look_again(self, now: float) -> None:
-        self._gap = self._schedule.gap(self._gap, self._rng)
+        self._pages = {}
+        schedule = LookSchedule(self._settings.first_look_seconds, self._settings.longest_look_seconds)
+        self._gap = schedule.gap(self._gap, self._rng)
         attempt = 1 + self._failures
         self.call = Call(LIST_MEMBERS, max(now, min(now + self._gap, self._deadline)), attempt=attempt)
 
@@ -437,7 +488,7 @@ class Track:
     def _has_job(self, each: Followed) -> bool:
         settled = each.outcome in {"finished", "waiting_on_user", "failed"}
         observed = self._verb == "observe" and not each.member.is_being_aggregated
-        return each.member.most_recent_job_guid is not None and (settled or observed)
+        return is_guid(each.member.most_recent_job_guid) and (settled or observed)
 
     def _next_job(self, now: float) -> None:
         guid = self._jobs[-1].member.most_recent_job_guid if self._jobs else None

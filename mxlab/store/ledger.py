@@ -43,7 +43,7 @@ CREATE TABLE users (
     session TEXT PRIMARY KEY, user TEXT, state TEXT NOT NULL, reason TEXT, what_to_do TEXT, members INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE intents (
-    session TEXT PRIMARY KEY, sent_at REAL NOT NULL, sends INTEGER NOT NULL, baseline TEXT NOT NULL
+    session TEXT PRIMARY KEY, sent_at REAL NOT NULL, sends INTEGER NOT NULL, baseline TEXT NOT NULL, replied_at REAL
 ) WITHOUT ROWID;
 CREATE TABLE batches (
     sequence INTEGER, name TEXT, rows INTEGER NOT NULL, columns TEXT NOT NULL, staged BLOB,
@@ -156,6 +156,7 @@ class Ledger:
         self._tables = {name: StoredTable(folder, name) for name in SCHEMAS}
         self._under_way: set[str] = set()
         self._waiting: list[_Settled] = []
+        self._answers: dict[str, float | None] = {}
         self._mutex = threading.Lock()
         self._publishing = threading.Lock()
         self._staged: Mapping[str, pa.Table] | None = None
@@ -226,23 +227,43 @@ class Ledger:
         loop = asyncio.get_running_loop()
         settled = loop.create_future()
         with self._mutex:
+            self._answers.pop(intent.session, None)
             self._waiting.append((intent, loop, settled))
-            if len(self._waiting) == 1:
+            if len(self._waiting) + len(self._answers) == 1:
                 self._submit(self._commit_intents)
         await settled
+
+    def answered(self, session: str, replied_at: float | None) -> None:
+        """Note when a start was answered; with None, that it was refused before acting and its intent is void.
+
+        Returns at once: a kill before it is written leaves the intent open, to be cleared up by reading.
+        """
+        with self._mutex:
+            self._answers[session] = replied_at
+            if len(self._waiting) + len(self._answers) == 1:
+                self._submit(self._commit_intents)
 
     def _commit_intents(self) -> None:
         with self._mutex:
             waiting, self._waiting = self._waiting, []
+            answers, self._answers = self._answers, {}
         failure: BaseException | None = None
         try:
             with _explained(self.path, "write down an intent"), _transaction(self._connection):
                 self._connection.executemany(
-                    "INSERT OR REPLACE INTO intents VALUES (?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO intents VALUES (?, ?, ?, ?, NULL)",
                     [
                         (each.session, each.sent_at, each.sends, msgspec.json.encode(each.baseline).decode())
                         for each, _, _ in waiting
                     ],
+                )
+                self._connection.executemany(
+                    "UPDATE intents SET replied_at = ? WHERE session = ?",
+                    [(at, session) for session, at in answers.items() if at is not None],
+                )
+                self._connection.executemany(
+                    "DELETE FROM intents WHERE session = ?",
+                    [(session,) for session, at in answers.items() if at is None],
                 )
         except Exception as error:
             failure = error
@@ -703,13 +724,14 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
 
 
 def _intents(connection: sqlite3.Connection) -> Iterator[Intent]:
-    for session, sent_at, sends, baseline in connection.execute("SELECT * FROM intents"):
+    for session, sent_at, sends, baseline, replied_at in connection.execute("SELECT * FROM intents"):
         yield msgspec.convert(
             {
                 "session": session,
                 "sent_at": sent_at,
                 "sends": sends,
                 "baseline": msgspec.json.decode(baseline),
+                "replied_at": replied_at,
             },
             Intent,
         )
