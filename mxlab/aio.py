@@ -262,6 +262,7 @@ class Memory:
         self._reasons: dict[str, int] = {}
 
     def claim(self, session: str) -> bool:
+        """True for a user's first turn."""
         new = session not in self._claimed
         self._claimed.add(session)
         return new
@@ -273,6 +274,7 @@ class Memory:
         """As `intend`."""
 
     def write(self, tables: Mapping[str, pa.Table], endings: Sequence[Ending]) -> None:
+        """Keep a batch."""
         for name, table in tables.items():
             self._parts[name].append(table)
         for ending in endings:
@@ -287,21 +289,25 @@ class Memory:
                 )
 
     def coverage(self, asked: int | None, order: str) -> Coverage:
+        """The sums so far."""
         ended = sum(self._counts.values())
         asked = max(asked or 0, ended)
         reasons = dict(sorted(self._reasons.items(), key=lambda item: -item[1]))
         return Coverage(asked, **self._counts, pending=asked - ended, reasons=reasons, order=order)
 
     def failures(self) -> pd.DataFrame:
+        """A row for each lost or unknown user."""
         return frames.failures_frame(self._failures)
 
     def note(self, **facts: object) -> None:
+        """Add to what is known of the run."""
         self.manifest |= facts
 
     def finish(self, manifest: Mapping[str, Any], coverage: Coverage, state: str) -> None:
         """Nothing is left to be written."""
 
     def table(self, name: str) -> pa.Table:
+        """The rows of a table so far."""
         return frames.joined(name, self._parts[name])
 
 

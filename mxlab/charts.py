@@ -1,10 +1,11 @@
 """`CHARTS`: name → (frame, summary, drawing); `draw`: a chart of a Snapshot, with caption, stamp and provenance."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,42 +32,79 @@ class Chart:
         Functions of `mxlab.analysis` and `mxlab.plots`, both of the chart's name.
     question
         What the chart answers.
+    options
+        Of the summary.
+    of_two
+        Whether it compares the Snapshot with an earlier one.
     """
 
     frame: str
     summary: Callable[..., pd.DataFrame]
     drawing: Callable[..., Axes]
     question: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    of_two: bool = False
 
 
-CHARTS: dict[str, Chart] = {
-    "status_counts": Chart(
-        "members", analysis.status_counts, plots.status_counts, "How are connection statuses distributed?"
-    ),
-    "status_by_institution": Chart(
-        "members", analysis.status_by_institution, plots.status_by_institution, "Who must act, bank by bank?"
-    ),
-    "aggregation_latency": Chart(
-        "members", analysis.aggregation_latency, plots.aggregation_latency, "How long does aggregation take?"
-    ),
-}
+def _declared(
+    name: str, frame: str, question: str, *, of_two: bool = False, **options: Any
+) -> tuple[str, Chart]:
+    return name, Chart(frame, getattr(analysis, name), getattr(plots, name), question, options, of_two)
 
 
-def summarize(name: str, snap: Snapshot) -> pd.DataFrame:
+CHARTS: dict[str, Chart] = dict(
+    (
+        _declared("status_counts", "members", "How are connection statuses distributed?"),
+        _declared("who_must_act", "members", "Who must act?"),
+        _declared("status_by_institution", "members", "Who must act, bank by bank?"),
+        _declared("aggregation_latency", "members", "How long does aggregation take?"),
+        _declared("outcomes_over_time", "members", "How do aggregations end, and when?"),
+        _declared("latency_quantiles", "members", "How long does it take, bank by bank?", by="institution"),
+        _declared("slow_institutions", "members", "Which banks are slower than the rest?"),
+        _declared("freshness", "members", "How old is the data?"),
+        _declared("outage_scan", "members", "Which banks fail more than they used to?"),
+        _declared("institution_funnel", "members", "Which banks fail more than chance explains?"),
+        _declared("attributable_share", "members", "What would be won if a bank were like the rest?"),
+        _declared("findings_by_institution", "members", "Which records look wrong, and where?"),
+        _declared("reply_times", "requests", "How fast are the replies?"),
+        _declared("request_failures", "requests", "What went wrong on the way?"),
+        _declared("transitions", "members", "Who moved from which status to which?", of_two=True),
+        _declared("mix_and_rate", "members", "Is it the mix of banks or the banks themselves?", of_two=True),
+    )
+)
+
+#: The charts of a report and of the demo, in their order.
+OVERVIEW = (
+    "status_counts",
+    "status_by_institution",
+    "aggregation_latency",
+    "outcomes_over_time",
+    "slow_institutions",
+    "freshness",
+)
+
+
+def summarize(name: str, snap: Snapshot, against: Snapshot | None = None) -> pd.DataFrame:
     """The summary frame that the chart of this name draws.
 
     Raises
     ------
     ConfigError
-        There is no such chart; the message has the names.
+        There is no such chart (the message has the names), or it compares two Snapshots and there is one.
     """
     chart = _chart(name)
-    return chart.summary(getattr(snap, chart.frame), coverage=snap.coverage)
+    frame = getattr(snap, chart.frame)
+    if not chart.of_two:
+        return chart.summary(frame, coverage=snap.coverage, **chart.options)
+    if against is None:
+        raise ConfigError(f"{name} compares two snapshots: give the earlier one as against=")
+    return chart.summary(getattr(against, chart.frame), frame, coverage=snap.coverage, **chart.options)
 
 
 def draw(
     name: str,
     snap: Snapshot,
+    against: Snapshot | None = None,
     ax: Axes | None = None,
     *,
     width: int = 800,
@@ -80,6 +118,8 @@ def draw(
         One of `CHARTS`.
     snap
         What to draw.
+    against
+        The earlier Snapshot, for a chart that compares two; others ignore it.
     ax
         Where; a new figure without it.
     width, dark
@@ -90,19 +130,31 @@ def draw(
     Axes
         With caption, coverage, provenance and, where it is so, SIMULATED. In a notebook the Axes of a new figure
         shows itself as a picture, with a text in its place where there are no pictures.
+
+    Raises
+    ------
+    ConfigError
+        As `summarize`.
     """
     with LOCK:
-        axes = _chart(name).drawing(
-            summarize(name, snap), ax, **({} if ax else {"width": width, "dark": dark})
-        )
+        look = {} if ax else {"width": width, "dark": dark}
+        axes = _chart(name).drawing(summarize(name, snap, against), ax, **look)
         figure = style.root(axes)
         if ax is None:
             style.foot(figure, provenance(snap), "SIMULATED" if snap.simulated else "")
+            # The hook by which IPython asks an object for its picture.
             axes._repr_mimebundle_ = lambda **_: {"image/png": png(figure), "text/plain": caption(axes)}  # type: ignore[attr-defined]
         else:
             stamp = "SIMULATED · " if snap.simulated else ""
-            style.note(axes, stamp + provenance(snap), (0, 0), xycoords="axes fraction", xytext=(0, -34),
-                       size=style.FOOT, color=style.theme_of(axes).muted)  # fmt: skip
+            style.note(
+                axes,
+                stamp + provenance(snap),
+                (0, 0),
+                xycoords="axes fraction",
+                xytext=(0, -34),
+                size=style.FOOT,
+                color=style.theme_of(axes).muted,
+            )
     return axes
 
 

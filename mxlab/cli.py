@@ -169,7 +169,7 @@ def _demo(options: argparse.Namespace) -> int:
     _print_outcome(snap)
     print(f"  {'server’s count':<22}{arrivals['by_endpoint']['aggregate_all']:,} arrivals of aggregate, "
           f"{arrivals['most_in_flight']:,} requests in flight at the most")  # fmt: skip
-    for name in charts.CHARTS:
+    for name in charts.OVERVIEW:
         (out / "charts" / f"{name}.png").write_bytes(charts.png(style.root(charts.draw(name, snap))))
     page = report(snap, out / "report.html")
     print(f"\nReport    {page}\nCharts    {out / 'charts'}\nStore     {out / 'store'}, run {run}")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mxlab import analysis
-from mxlab.charts import CHARTS, LOCK, caption, draw, png, summarize
+from mxlab.charts import CHARTS, LOCK, OVERVIEW, caption, draw, png, summarize
 from mxlab.exports import displayed, html_table, replacing
 from mxlab.frames import Coverage, Snapshot
 from mxlab.nexus.status import WHO_MUST_ACT
@@ -190,7 +190,7 @@ def _page(snap: Snapshot) -> str:
         (
             _found(snap),
             _coverage(snap),
-            *(_chart(name, snap) for name in CHARTS),
+            *(_chart(name, snap) for name in OVERVIEW),
             _who(snap),
             _banks(snap),
             _lost(snap),

@@ -140,7 +140,7 @@ class Settings:
                 _check_positive(each.name, getattr(self, each.name))
         if self.requests_per_second is not None:
             _check_positive("requests_per_second", self.requests_per_second)
-        if self.max_users is not None and (isinstance(self.max_users, bool) or self.max_users < 1):
+        if self.max_users is not None and (type(self.max_users) is not int or self.max_users < 1):
             raise ConfigError(f"max_users: {self.max_users!r} must be a whole number, 1 or more")
         if self.longest_look_seconds < self.first_look_seconds:
             raise ConfigError(
@@ -227,6 +227,8 @@ def _check_positive(name: str, value: object) -> None:
 
 def _checked_url(name: str, url: str) -> str:
     """The URL without a trailing slash; https to anywhere, http to loopback only, nothing hidden in it."""
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or set(url) & set(" \\"):
+        raise ConfigError(f"{name}: not a URL in plain ASCII; give https://HOST")
     if not url:
         return ""
     try:
@@ -240,7 +242,7 @@ def _checked_url(name: str, url: str) -> str:
         raise ConfigError(f"{name}: {url!r} is http and not loopback; tokens travel over https only")
     if parts.scheme not in {"http", "https"} or not host:
         raise ConfigError(f"{name}: {url!r} must begin with https:// and name a host")
-    if parts.path not in {"", "/"} or port == 0 or not host.isascii():
+    if parts.path not in {"", "/"} or port == 0:
         raise ConfigError(f"{name}: {url!r} must be a scheme and a host, with a port at most")
     if host not in _LOOPBACK and "." not in host:
         raise ConfigError(f"{name}: {url!r} does not name a full host")

@@ -13,8 +13,8 @@ import re
 import stat
 from array import array
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -22,7 +22,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -150,7 +150,7 @@ class Source:
 
     def __init__(
         self,
-        turns: Callable[[random.Random], AsyncIterator[Turn]],
+        turns: Callable[[random.Random], AsyncGenerator[Turn, None]],
         size: int | None,
         minting: Callable[[Any], AbstractAsyncContextManager[Mint]] | None = None,
     ) -> None:
@@ -167,7 +167,7 @@ class Source:
     def __repr__(self) -> str:
         return f"<Source: {'?' if self.size is None else self.size} users, {self.order} order>"
 
-    def turns(self, seed: int) -> AsyncIterator[Turn]:
+    def turns(self, seed: int) -> AsyncGenerator[Turn, None]:
         """Turns, one for each user, in the source's order or in seeded random order."""
         return self._turns(random.Random(seed))
 
@@ -241,7 +241,7 @@ def minting(users: Iterable[str], opened: Callable[[Any], AbstractAsyncContextMa
     if not listed:
         raise ConfigError("users: there are none")
 
-    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+    async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         for index in _shuffled(len(listed), rng):
             yield Turn(str(listed[index]))
 
@@ -255,13 +255,14 @@ def sampled(whole: Source, size: int) -> Source:
     if size < 1:
         raise ConfigError(f"sample: {size} must be 1 or more")
 
-    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+    async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         left = size
-        async for turn in whole.turns(rng.getrandbits(64)):
-            yield turn
-            left -= 1
-            if not left:
-                return
+        async with aclosing(whole.turns(rng.getrandbits(64))) as all_turns:
+            async for turn in all_turns:
+                yield turn
+                left -= 1
+                if not left:
+                    return
 
     return Source(turns, min(size, whole.size), whole.minting)
 
@@ -276,24 +277,24 @@ def _listed(tokens: Sequence[SessionToken]) -> Source:
     if not tokens:
         raise ConfigError("tokens: the list is empty")
 
-    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+    async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         for index in _shuffled(len(tokens), rng):
             yield _at_hand(tokens[index])
 
     return Source(turns, len(tokens))
 
 
-async def _each(tokens: Iterable[SessionToken]) -> AsyncIterator[Turn]:
+async def _each(tokens: Iterable[SessionToken]) -> AsyncGenerator[Turn, None]:
     for token in tokens:
         yield _at_hand(token)
 
 
-async def _each_awaited(tokens: AsyncIterable[SessionToken]) -> AsyncIterator[Turn]:
+async def _each_awaited(tokens: AsyncIterable[SessionToken]) -> AsyncGenerator[Turn, None]:
     async for token in tokens:
         yield _at_hand(token)
 
 
-async def _each_called(call: Callable[[], Any]) -> AsyncIterator[Turn]:
+async def _each_called(call: Callable[[], Any]) -> AsyncGenerator[Turn, None]:
     while True:
         made = call()
         token = await made if inspect.isawaitable(made) else made
@@ -350,9 +351,15 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
     """
     path = read_private(path, "tokens")
     before = path.stat()
-    header, offsets = _indexed(path)
+    problem = ""
+    try:
+        header, offsets = _indexed(path)
+    except ConfigError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(problem)  # anew: the frames that found it hold a line of the file
 
-    async def turns(rng: random.Random) -> AsyncIterator[Turn]:
+    async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         with path.open("rb") as file:
             now = os.fstat(file.fileno())
             if (now.st_size, now.st_mtime_ns, now.st_ino) != (

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 import mxlab as mx
+from mxlab.charts import OVERVIEW
 from mxlab.cli import main
 from mxlab.simulator.server import API_KEY
 
@@ -154,7 +155,7 @@ def test_the_demo_says_what_a_newcomer_wants_to_know(capsys, tmp_path):
         assert words in out
     assert "[" in err
     assert "SIMULATED" in (out_folder / "report.html").read_text()
-    assert {path.stem for path in (out_folder / "charts").glob("*.png")} == set(mx.CHARTS)
+    assert {path.stem for path in (out_folder / "charts").glob("*.png")} == set(OVERVIEW)
 
 
 def test_with_nothing_planted_the_demo_says_that_nothing_was_found(capsys, tmp_path):

@@ -23,7 +23,12 @@ from mxlab.store import Ledger, Store
 from mxlab.store import ledger as ledgers
 from mxlab.store.tables import StoredTable
 
-INTENT = Intent("a" * 32, 1.5, 1, {"MBR-1": ("JOB-1", "2026-11-23T09:00:00+00:00", "CONNECTED"), "MBR-2": (None, None, None)})
+INTENT = Intent(
+    "a" * 32,
+    1.5,
+    1,
+    {"MBR-1": ("JOB-1", "2026-11-23T09:00:00+00:00", "CONNECTED"), "MBR-2": (None, None, None)},
+)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ so reading is tolerant; what cannot be read without guessing is kept as a `Rejec
 """
 
 import email.utils
+import json
 import math
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -191,6 +191,8 @@ def _parsed(text: bytes) -> Any:
     except RecursionError:
         raise BadReply("the reply is nested too deeply", reason="depth") from None
     except msgspec.DecodeError as error:
+        if b"\\ud" in text.lower():
+            return _parsed_with_surrogates(text)
         reason = (
             "json_trailing"
             if "trailing" in str(error)
@@ -199,6 +201,18 @@ def _parsed(text: bytes) -> Any:
             else "json"
         )
         raise BadReply("the reply is not JSON", reason=reason) from None
+
+
+def _parsed_with_surrogates(text: bytes) -> Any:
+    """JSON in which half a character may stand, so that the records around it can be read."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise BadReply("the reply is not JSON", reason="json") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
 
 
 def _tolerant(text: bytes, page: int) -> Reply:
@@ -220,12 +234,15 @@ def _tolerant(text: bytes, page: int) -> Reply:
     rejects = []
     for record in records:
         try:
+            msgspec.json.encode(record)  # what no UTF-8 can hold, no table can
             member = read_member(record)
             if member.guid in members:
                 raise Unreadable("guid_twice")
             members[member.guid] = member
         except Unreadable as error:
-            rejects.append(rejected(error.reason, msgspec.json.encode(record)))
+            rejects.append(rejected(error.reason, json.dumps(record).encode()))
+        except UnicodeEncodeError:
+            rejects.append(rejected("surrogate", json.dumps(record).encode()))
     return Reply(list(members.values()), rejects, has_more=_has_more(value, len(records), page))
 
 
@@ -273,7 +290,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> NexusError:
         )
     if 300 <= status < 400:
         return Redirected(f"the server redirects ({status}); that is never followed", **known)
-    wait = retry_after(headers.get("Retry-After"))
+    wait = retry_after(headers.get("Retry-After"), headers.get("Date"))
     if status == 429:
         return RateLimited("too many requests", retry_after_seconds=wait, **known)
     if status == 503 and "Retry-After" in headers:
@@ -300,8 +317,10 @@ def _error_code(body: bytes, headers: Mapping[str, str]) -> str | None:
     return str(code)[:40] if isinstance(code, int | str) else None
 
 
-def retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None, date: str | None = None) -> float | None:
     """Seconds to wait of a Retry-After header: seconds, decimals or a date; None where it makes no sense.
+
+    A date counts from the reply's own ``Date``, so that it does not matter whose clock is wrong.
 
     Examples
     --------
@@ -313,11 +332,14 @@ def retry_after(value: str | None) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(value)
-        except (ValueError, TypeError):
-            return None
-        seconds = moment.timestamp() - time.time()
+        seconds = _epoch(value) - _epoch(date)
     if math.isnan(seconds):
         return None
     return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)
+
+
+def _epoch(date: str | None) -> float:
+    try:
+        return email.utils.parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, OverflowError):
+        return math.nan

@@ -94,7 +94,7 @@ class Explorer(VBox):
         self.filters = Filters(snap.members)
         self.chart = Dropdown(
             description="Chart",
-            options=[(each.question, name) for name, each in CHARTS.items()],
+            options=[(each.question, name) for name, each in CHARTS.items() if not each.of_two],
             value=chart,
             layout=Layout(width="auto"),
         )

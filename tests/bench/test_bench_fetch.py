@@ -154,7 +154,7 @@ def interleaved(peers, rounds=ROUNDS):
     """Median rate of each peer, and the median over rounds of each one's ratio to the first."""
     found = {name: [] for name in peers}
     spent = {name: [] for name in peers}
-    for name, (run, _) in peers.items():
+    for run, _ in peers.values():
         run(200)  # warm: imports, caches
     for _ in range(rounds):
         for name, (run, users) in peers.items():

@@ -11,6 +11,7 @@ import json
 import random
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from mxlab.settings import Clock, Settings
 from mxlab.tokens import SessionToken, minted
@@ -200,7 +201,12 @@ class Call:
     async def say(self, status, body=b"", *, also=(), kind=MEDIA_TYPE):
         """A whole reply; ``also`` are further header lines."""
         self.arrival.status = status
-        lines = [f"HTTP/1.1 {status} Status", f"Content-Length: {len(body)}", f"Date: {_http_date()}", *also]
+        lines = [
+            f"HTTP/1.1 {status} Status",
+            f"Content-Length: {len(body)}",
+            f"Date: {_http_date(self.server.skew)}",
+            *also,
+        ]
         lines += [f"Content-Type: {kind}"] * (kind is not None)
         await self.send("\r\n".join([*lines, "", ""]).encode() + body)
 
@@ -225,8 +231,8 @@ class Call:
 Deed = Callable[[Call], Awaitable[None]]
 
 
-def _http_date():
-    return datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+def _http_date(skew):
+    return (datetime.now(UTC) + timedelta(seconds=skew)).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 def say(status, body=b"", *, also=(), kind=MEDIA_TYPE):
@@ -331,6 +337,12 @@ class FaultServer:
         ``fault(arrival)`` → a `Deed` or None; called on the server's thread, in order of arrival.
     latency
         Real seconds before each answer.
+    idle
+        Real seconds after which a connection without a request is closed, as balancers do.
+    skew
+        How far the ``Date`` of the replies is off, in seconds.
+    tls
+        An `ssl.SSLContext`, to be a server of https.
     """
 
     users: int = 1
@@ -339,6 +351,9 @@ class FaultServer:
     speed: float = 100.0
     fault: Callable[[Arrival], Deed | None] = lambda _: None
     latency: float = 0.0
+    idle: float | None = None
+    skew: float = 0.0
+    tls: ssl.SSLContext | None = None
     bank_options: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -381,7 +396,9 @@ class FaultServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _listen(self):
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=2**20)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", self.port, limit=2**20, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _deafen(self):
@@ -404,14 +421,24 @@ class FaultServer:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def elapsed(self):
         return time.monotonic() - self._began
 
+    @property
+    def at_once(self):
+        """Requests under the server's hands now."""
+        return self._at_once
+
     def settings(self, **known):
-        defaults = {"base_url": self.url, "clock": self.clock, "reply_timeout_seconds": 10.0, "seed": self.seed}
+        defaults = {
+            "base_url": self.url,
+            "clock": self.clock,
+            "reply_timeout_seconds": 10.0,
+            "seed": self.seed,
+        }
         return Settings(**defaults | known)
 
     def tokens(self):
@@ -450,8 +477,8 @@ class FaultServer:
         self.connections += 1
         try:
             await self._converse(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client hung up, or the server is going down
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client hung up or was idle, or the server is going down
         finally:
             self._tasks.discard(task)
             self.open -= 1
@@ -461,9 +488,12 @@ class FaultServer:
 
     async def _converse(self, reader, writer):
         while not writer.is_closing():
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            async with asyncio.timeout(self.idle):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             first, *lines = head.split("\r\n")[:-2]
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            headers = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+            }
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             arrival = self._arrived(first.split(" ")[1], headers, body)
             self._at_once += 1

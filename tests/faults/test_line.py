@@ -26,12 +26,16 @@ async def test_a_healthy_run_answers_every_user(run):
 
 def test_the_sample_is_the_documented_record_byte_for_byte():
     """As the page of aggregate-all shows it, from the opening to the closing brace."""
-    assert sha256(DOCUMENTED).hexdigest() == "b49a7e0b459150c15db94c00c0b965bb5699ce1d7f77d7f9bef4cd4e63582e04"
+    assert (
+        sha256(DOCUMENTED).hexdigest() == "b49a7e0b459150c15db94c00c0b965bb5699ce1d7f77d7f9bef4cd4e63582e04"
+    )
 
 
 @pytest.mark.parametrize("verb", ["observe", "aggregate"])
 async def test_the_documented_record_comes_out_as_one_typed_row(verb):
-    with FaultServer(fault=lambda a: say(200, DOCUMENTED) if "members" in a.endpoint + a.target else None) as server:
+    with FaultServer(
+        fault=lambda a: say(200, DOCUMENTED) if "members" in a.endpoint + a.target else None
+    ) as server:
         snap = await getattr(aio, verb)(server.tokens(), server.settings())
     (row,) = snap.members.itertuples()
     assert row.aggregated_at > row.successfully_aggregated_at
@@ -74,7 +78,9 @@ async def test_plain_aiohttp_would_have_sent_it_twice():
         (token,) = server.tokens()
         async with aiohttp.ClientSession() as session:
             with pytest.raises(aiohttp.ServerDisconnectedError):
-                await session.get(f"{server.url}/members/aggregate", headers={"MD-SESSION-TOKEN": token.reveal()})
+                await session.get(
+                    f"{server.url}/members/aggregate", headers={"MD-SESSION-TOKEN": token.reveal()}
+                )
         assert server.count() == {"aggregate_all": 2}
 
 
@@ -123,7 +129,9 @@ async def test_the_status_of_a_failed_start_decides_what_happens_next(run):
     """The same failures, at the start: what cannot have acted is final; what may have is cleared up by reading."""
 
     def fault(arrival):
-        return FATES[arrival.user][0] if arrival.user in FATES and arrival.endpoint == "aggregate_all" else None
+        return (
+            FATES[arrival.user][0] if arrival.user in FATES and arrival.endpoint == "aggregate_all" else None
+        )
 
     with FaultServer(users=12, members=2, fault=fault) as server:
         done = await run(server)

@@ -1,0 +1,186 @@
+"""The private loop and `Job`: waited for from anywhere, stopped, interrupted, read twice."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+
+import pytest
+from faults.server import FaultServer, hang
+
+from mxlab import aio, portal
+from mxlab.portal import start, watch
+
+
+async def slow(seconds=30.0):
+    watch().progress.answered += 1
+    await asyncio.sleep(seconds)
+
+
+async def give(value):
+    return value
+
+
+async def fail():
+    raise LookupError("no such thing")
+
+
+def until(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def tasks_on_the_portal():
+    return asyncio.run_coroutine_threadsafe(_tasks(), portal._loop()).result(5)
+
+
+async def _tasks():
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_on_the_loop():
+    yield
+    until(lambda: not tasks_on_the_portal())
+
+
+def test_a_result_can_be_had_twice_and_from_any_thread():
+    job = start(give(5))
+    assert (job.result(), job.result(1.0), job.state) == (5, 5, "done")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert [future.result() for future in [pool.submit(job.result) for _ in range(8)]] == [5] * 8
+
+
+def test_an_error_comes_to_whoever_asks_each_time():
+    job = start(fail())
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no such thing"):
+            job.result()
+    assert job.state == "failed"
+
+
+def test_a_time_out_of_the_wait_is_not_one_of_the_run():
+    async def late():
+        raise TimeoutError("of the run itself")
+
+    with pytest.raises(TimeoutError, match="of the run itself"):
+        start(late()).result()
+    job = start(slow())
+    with pytest.raises(TimeoutError, match="still going on"):
+        job.result(0.25)
+    assert job.state == "running"
+    job.cancel()
+
+
+def test_a_cancelled_job_ends_at_once_and_says_so_twice():
+    job = start(slow())
+    until(lambda: job.progress.answered)
+    began = time.monotonic()
+    job.cancel()
+    job.cancel()
+    for _ in range(2):
+        with pytest.raises(concurrent.futures.CancelledError):
+            job.result()
+    assert time.monotonic() - began < 2
+    assert job.state == "cancelled"
+    assert "cancelled" in repr(job)
+
+
+def test_a_job_cancelled_before_it_could_begin_is_cancelled():
+    job = start(slow())
+    job.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        job.result(5)
+
+
+def test_a_job_that_is_over_cannot_be_cancelled():
+    job = start(give(5))
+    job.result()
+    job.cancel()
+    assert (job.result(), job.state) == (5, "done")
+
+
+def test_an_interrupt_of_the_wait_stops_the_run():
+    """As ■ in a notebook: the wait is in slices, so the interrupt is heard between two of them."""
+    job = start(slow())
+    ticks = []
+
+    def interrupted(progress):
+        ticks.append(progress)
+        if len(ticks) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.result(tick=interrupted)
+    assert job.state == "cancelled"
+
+
+def test_a_wait_on_the_loop_for_itself_is_refused():
+    async def inside():
+        return job.result()
+
+    job = start(slow())
+    with pytest.raises(RuntimeError, match="await"):
+        start(inside()).result(5)
+    job.cancel()
+
+
+async def test_a_job_is_awaited_from_another_loop_any_number_of_times():
+    job = start(give(5))
+    assert await asyncio.gather(*(_awaited(job) for _ in range(5))) == [5] * 5
+
+
+async def _awaited(job):
+    return await job
+
+
+async def test_cancelling_what_awaits_a_job_cancels_it():
+    job = start(slow())
+    waiting = asyncio.create_task(_awaited(job))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.to_thread(until, lambda: job.state == "cancelled")
+
+
+async def test_an_awaited_job_leaves_the_callers_loop_alive():
+    job, beats = start(slow(0.4)), 0
+    waiting = asyncio.create_task(_awaited(job))
+    while not waiting.done():
+        beats += 1
+        await asyncio.sleep(0.01)
+    assert beats > 10
+
+
+def test_jobs_run_side_by_side_each_with_a_progress_of_its_own():
+    jobs = [start(slow(0.2)) for _ in range(5)]
+    assert len({id(job.progress) for job in jobs}) == 5
+    for job in jobs:
+        job.result()
+        assert job.progress.answered == 1
+
+
+def test_all_jobs_share_one_thread():
+    async def thread():
+        return threading.get_ident()
+
+    assert len({start(thread()).result() for _ in range(5)}) == 1
+
+
+def test_a_run_that_is_cancelled_stops_within_two_seconds_and_shows_what_it_has():
+    with FaultServer(users=100, fault=lambda a: hang if a.user > "user-5" else None) as server:
+        job = start(aio.observe(server.tokens(), server.settings(reply_timeout_seconds=60)))
+        until(lambda: job.progress.answered > 10)
+        partial = job.partial()
+        assert partial.coverage.asked == 100
+        began = time.monotonic()
+        job.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            job.result()
+        assert time.monotonic() - began < 2
+        assert job.partial().coverage.answered > 10
+        assert job.partial().coverage.pending == 100 - job.partial().coverage.answered
+        until(lambda: server.open == 0)

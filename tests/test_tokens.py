@@ -1,0 +1,235 @@
+"""Sources of tokens; bad files by number, B-078 to B-092."""
+
+import asyncio
+import os
+import random
+import traceback
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from mxlab import tokens as tk
+from mxlab.errors import ConfigError
+from mxlab.tokens import SessionToken, minted, read_token_file, sampled, source
+
+CANARY = "CANARY-0123456789abcdef"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """``file(content)`` → the path of a private file."""
+
+    def made(content, mode=0o600, name="tokens.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.chmod(mode)
+        return path
+
+    return made
+
+
+async def taken(tokens, seed=0):
+    return [turn async for turn in source(tokens).turns(seed)]
+
+
+def names(turns):
+    return [turn.user for turn in turns]
+
+
+#: number → (content, what the message must say)
+MALFORMED = {
+    "B-080": ("", "holds no tokens"),
+    "B-080-header": ("token,user\n", "holds no tokens"),
+    "B-082-le": (f"{CANARY}\n".encode("utf-16"), "UTF-8"),
+    "B-082-be": (b"\xfe\xff" + f"{CANARY}\n".encode("utf-16-be"), "UTF-8"),
+    "B-083-space": (f"good\n{CANARY} x\n", "line 2: 25 characters"),
+    "B-083-quote": (f'token,user\n"{CANARY}""\n",u\n', "line"),
+    "B-083-nul": (f"{CANARY}\0\n", "line 1: 24 characters"),
+    "B-083-accent": (f"{CANARY}é\n", "line 1: 24 characters"),
+    "B-083-control": (f"token,user\n{CANARY}\x07,u\n", "line 2: 24 characters"),
+    "B-083-latin": (f"{CANARY}\n".encode() + b"caf\xe9\n", "line 2: not UTF-8"),
+    "B-084-long": (CANARY + "x" * 4096 + "\n", "line 1: 4119 characters"),
+    "B-085": ("<api-key>\n", "line 1: 9 characters"),
+    "B-088": (f"session,user\n{CANARY},u\n", "no column named token"),
+    "B-088-twice": (f"token,token\n{CANARY},u\n", "each once"),
+    "B-088-words": (f"token,a b\n{CANARY},u\n", "words"),
+    "columns": (f"token,user\n{CANARY}\n", "line 2: 1 columns"),
+    "no-token": ("token,user\n,u\n", "line 2: 0 characters"),
+    "B-091-gzip": (b"\x1f\x8b\x08\x00rest", "compressed"),
+    "B-091-zip": (b"PK\x03\x04rest", "compressed"),
+}
+
+
+@pytest.mark.parametrize("number", MALFORMED)
+def test_a_malformed_file_is_refused_by_line_and_length_never_by_content(file, number):
+    content, says = MALFORMED[number]
+    with pytest.raises(ConfigError) as caught:
+        read_token_file(file(content))
+    assert says in str(caught.value)
+    seen = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    ours = seen.partition("in read_token_file")[2]
+    assert ours
+    assert "CANARY" not in str(caught.value) + ours
+
+
+def test_b078_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for path, says in {"none": "No such file", ".": "regular", "pipe": "regular"}.items():
+        with pytest.raises(ConfigError, match=says):
+            read_token_file(tmp_path / path)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+def test_b079_a_file_that_others_can_read_is_refused_with_the_command_that_helps(file, mode):
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_token_file(file(CANARY, mode))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+async def test_b081_blank_lines_comments_marks_and_trailing_spaces_are_passed_over(file, end, mark):
+    lines = ["# from the vault", "", "  token , user,cohort ", "aaaa,u1,x ", "", "#bbbb,u2,y", " cccc,u3, z"]
+    turns = await taken(file(mark + end.join(lines) + end))
+    assert {turn.user: (turn.token.reveal(), turn.token.columns["cohort"]) for turn in turns} == {
+        "u1": ("aaaa", "x"),
+        "u3": ("cccc", "z"),
+    }
+
+
+async def test_b084_a_token_of_one_character_is_one(file):
+    assert len(await taken(file("x\n"))) == 1
+
+
+async def test_a_plain_list_with_a_mark_keeps_its_first_line(file):
+    assert {turn.token.reveal() for turn in await taken(file("\ufeffaaaa\nbbbb\n"))} == {"aaaa", "bbbb"}
+
+
+def test_b086_one_token_is_one_user_however_often_it_comes():
+    """The collection passes over a session that has had its turn; a session is the user's, else the token's."""
+    key = bytes(32)
+    assert SessionToken("same").pseudonym(key) == SessionToken("same").pseudonym(key)
+    assert SessionToken("same").pseudonym(key) != SessionToken("other").pseudonym(key)
+
+
+def test_b087_the_same_user_with_two_tokens_is_one_session():
+    key = bytes(32)
+    assert SessionToken("a", user="u").pseudonym(key) == SessionToken("b", user="u").pseudonym(key)
+
+
+@pytest.mark.slow
+async def test_b089_a_million_lines_are_held_as_positions(file):
+    path = file("".join(f"token-{n:060d}\n" for n in range(1_000_001)))
+    tracemalloc.start()
+    turns = source(path).turns(0)
+    first = [await anext(turns) for _ in range(10)]
+    await turns.aclose()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({turn.token.reveal() for turn in first}) == 10
+    assert peak < 150 * 2**20
+
+
+async def test_b090_a_file_that_changes_after_it_was_read_is_refused(file):
+    path = file("aaaa\nbbbb\n")
+    tokens = read_token_file(path)
+    path.write_text("aaaa\nbbbb\ncccc\n")
+    with pytest.raises(ConfigError, match="changed"):
+        await anext(tokens.turns(0))
+
+
+def test_what_brings_no_tokens_is_refused():
+    for tokens in ([], 5, None, object()):
+        with pytest.raises(ConfigError):
+            source(tokens)
+    with pytest.raises(ConfigError):
+        minted([], SessionToken)
+
+
+@pytest.mark.parametrize("bad", ["text", None, 5, b"bytes"])
+async def test_anything_but_a_session_token_in_a_source_is_refused(bad):
+    for tokens in ([bad], iter([bad])):
+        with pytest.raises(ConfigError, match="SessionToken"):
+            await taken(tokens)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a\n", "é", "a\0", None, 5, b"x"])
+def test_a_token_is_printable_ascii_without_spaces(text):
+    with pytest.raises(ConfigError, match="characters"):
+        SessionToken(text)
+
+
+async def test_every_kind_of_source_brings_every_token_once(file):
+    texts = [f"t{n}" for n in range(10)]
+
+    async def each():
+        for text in texts:
+            yield SessionToken(text)
+
+    left, left_async = iter(texts), iter(texts)
+
+    def call():
+        return next((SessionToken(text) for text in left), None)
+
+    async def call_async():
+        await asyncio.sleep(0)
+        return next((SessionToken(text) for text in left_async), None)
+
+    for tokens in (
+        [SessionToken(text) for text in texts],
+        (SessionToken(text) for text in texts),
+        each(),
+        call,
+        call_async,
+        file("\n".join(texts)),
+    ):
+        assert sorted(turn.token.reveal() for turn in await taken(tokens)) == texts
+
+
+async def test_sources_with_a_length_come_in_the_order_of_the_seed(file):
+    for tokens in (
+        file("\n".join(f"t{n}" for n in range(50))),
+        minted([f"u{n}" for n in range(50)], SessionToken),
+    ):
+        whole = source(tokens)
+        orders = [
+            [repr(turn.user or turn.token.reveal()) async for turn in whole.turns(seed)] for seed in (1, 1, 2)
+        ]
+        assert orders[0] == orders[1] != orders[2]
+        assert sorted(orders[0]) == sorted(orders[2])
+        assert (whole.order, len(whole)) == ("random", 50)
+
+
+async def test_a_sample_is_a_part_of_the_source_each_user_once():
+    whole = minted([f"u{n}" for n in range(100)], SessionToken)
+    part = [names([turn async for turn in sampled(whole, 10).turns(seed)]) for seed in range(200)]
+    assert {len(set(users)) for users in part} == {10}
+    often = [sum(f"u{n}" in users for users in part) for n in range(100)]
+    assert 5 < min(often) <= max(often) < 40
+    assert len(sampled(whole, 1000)) == 100
+    for size in (0, -1):
+        with pytest.raises(ConfigError):
+            sampled(whole, size)
+    with pytest.raises(ConfigError, match="length"):
+        sampled(source(iter([])), 5)
+
+
+async def test_a_source_that_is_left_early_is_closed(file):
+    turns = sampled(source(file("\n".join(f"t{n}" for n in range(10)))), 2).turns(0)
+    assert len([turn async for turn in turns]) == 2
+    assert not any("tokens.csv" in link for link in _open_files())
+
+
+def _open_files():
+    return [str(each.resolve()) for each in Path("/proc/self/fd").glob("*")]
+
+
+async def test_a_mint_that_returns_no_token_is_told_so():
+    with pytest.raises(ConfigError, match="str"):
+        await tk.made(lambda user: user, "u")
+
+
+def test_shuffling_needs_no_list_of_users():
+    order = tk._shuffled(1000, random.Random(0))
+    assert sorted(order) == list(range(1000))
+    assert order.itemsize == 8
