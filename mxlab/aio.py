@@ -9,7 +9,7 @@ import platform
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -383,8 +383,9 @@ async def _collect(
         watching.partial = snapshot
         state = "stopped"
         try:
-            async for batch in collection.batches():
-                await writer.add(*batch)
+            async with aclosing(collection.batches()) as batches:
+                async for batch in batches:
+                    await writer.add(*batch)
             state = "complete"
         finally:
             await writer.add(*collection.rest())

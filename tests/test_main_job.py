@@ -12,7 +12,8 @@ def ran(tmp_path_factory):
     """A run of 300 users into a store, with the world's truth and the server's own counts."""
     store = mx.Store(tmp_path_factory.mktemp("main") / "store")
     settings = mx.Settings(seed=3, deadline_seconds=300)
-    with mx.simulate(300, seed=3, speed=60, scenarios=("slow_bank",), settings=settings) as simulation:
+    world = {"seed": 3, "speed": 60, "scenarios": ("slow_bank",), "faults": {"latency_seconds": 0.02}}
+    with mx.simulate(300, settings=settings, **world) as simulation:
         snap = mx.aggregate(simulation.tokens, simulation.settings, store=store, run="first")
         return snap, store, simulation.truth(), simulation.arrivals()
 

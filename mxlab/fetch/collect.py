@@ -280,9 +280,7 @@ class Collection:
                 workers -= 1
 
     async def _perform(self, user: _User, call: Call) -> None:
-        """One call, with what it needs beforehand: an intent, a place at the gate, a token."""
-        if call.endpoint.starts_jobs:
-            await self._journal.intend(user.track.intent(self._now()))
+        """One call, with what it needs beforehand: a place at the gate, a token, an intent."""
         await self._gate.enter()
         error: NexusError | None = None
         seconds = 0.0
@@ -291,6 +289,10 @@ class Collection:
             if user.token is None or user.track.must_renew:
                 user.token = await self._minted(user)
                 user.track.must_renew = False
+            if (
+                call.endpoint.starts_jobs
+            ):  # as late as can be: a kill before the sending leaves few of them open
+                await self._journal.intend(user.track.intent(self._now()))
             exchange = await self._client.call(
                 call.endpoint,
                 user.token,

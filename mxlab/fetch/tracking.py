@@ -316,7 +316,6 @@ class Track:
     def no_token(self, error: NexusError, now: float) -> None:
         """A token could not be made; try again or give the user up."""
         assert self.call is not None
-        self._sends -= self.call.endpoint.starts_jobs
         if self._again(error, now):
             return
         if self.call.endpoint is READ_JOB:
