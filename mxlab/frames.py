@@ -6,18 +6,20 @@ the data dictionary of the README.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from html import escape
+from operator import attrgetter
 from typing import Any, Literal
 
-import msgspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mxlab.errors import SchemaError
-from mxlab.exchange import OUTCOMES, Ending, Exchange, MemberEnding
-from mxlab.nexus.members import FIELDS
+from mxlab.exchange import OUTCOMES, Ending, Exchange
+from mxlab.nexus.members import FIELDS, MEMBER_TIMES
 from mxlab.nexus.status import BACKGROUND, STATUSES, WHO_MUST_ACT, who_must_act
 
 Kind = Literal["text", "category", "time", "seconds", "flag", "count", "texts", "bytes"]
@@ -155,7 +157,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 def _micros(seconds: Iterable[float | None]) -> pa.Array:
     """Seconds since 1970 as timestamps."""
-    floats = pa.array(seconds, pa.float64())
+    floats = pa.array(list(seconds), pa.float64())
     return pc.cast(pc.round(pc.multiply(floats, 1e6)), pa.int64()).cast(_ARROW["time"])
 
 
@@ -190,46 +192,53 @@ def tables(exchanges: Sequence[Exchange], endings: Sequence[Ending], run: str) -
 
 
 def _members(endings: Sequence[Ending], run: str) -> pa.Table:
-    flat: list[tuple[Ending, MemberEnding]] = [
-        (ending, each) for ending in endings for each in ending.members
-    ]
-    records = (
-        zip(*(msgspec.structs.astuple(each.member) for _, each in flat), strict=True) if flat else [()] * 18
-    )
-    columns: dict[str, Any] = dict(zip((*FIELDS, "extra"), map(list, records), strict=True))
+    flat = [each for ending in endings for each in ending.members]
+    records = [each.member for each in flat]
+    ending_of = pa.array(np.repeat(np.arange(len(endings)), [len(ending.members) for ending in endings]))
+
+    def of_user(values: Iterable[str | None]) -> pa.Array:
+        return pa.array(values, pa.string()).take(ending_of)
+
+    columns: dict[str, Any] = {
+        name: list(map(attrgetter(name), records)) for name in (*FIELDS, "extra") if name not in MEMBER_TIMES
+    }
+    columns |= {name: _micros(map(_timestamp, map(attrgetter(name), records))) for name in MEMBER_TIMES}
     status = pa.array(columns["connection_status"], pa.string())
-    seen = _micros(each.seen_at for _, each in flat)
-    succeeded = pa.array(columns["successfully_aggregated_at"], _ARROW["time"])
-    job_seconds = [each.job_seconds for _, each in flat]
     disabled = pa.array(columns["background_aggregation_is_disabled"], pa.bool_())
+    seen = _micros(each.seen_at for each in flat)
+    low = pa.array([each.seconds_low for each in flat], pa.float64())
+    exact = pa.array([each.job_seconds for each in flat], pa.float64())
     columns |= {
-        "session": [ending.session for ending, _ in flat],
-        "user": [ending.user for ending, _ in flat],
-        "user_state": [ending.state for ending, _ in flat],
+        "session": of_user(ending.session for ending in endings),
+        "user": of_user(ending.user for ending in endings),
+        "user_state": of_user(ending.state for ending in endings),
         "connection_status": status,
-        "successfully_aggregated_at": succeeded,
         "background_aggregation_is_disabled": disabled,
         "who_must_act": _mapped(status, who_must_act),
         "eligible": pc.and_(
             pc.is_in(status, pa.array(sorted(BACKGROUND))), pc.invert(pc.fill_null(disabled, False))
         ),
         "seen_at": seen,
-        "age_seconds": pc.divide(pc.cast(pc.subtract(seen, succeeded), pa.int64()), 1e6),
-        "outcome": [each.outcome for _, each in flat],
-        "aggregation_seconds_low": [each.seconds_low for _, each in flat],
-        "aggregation_seconds_high": [each.seconds_high for _, each in flat],
-        "job_seconds": job_seconds,
-        "duration_source": [
-            "job" if exact is not None else None if each.seconds_low is None else "looks"
-            for exact, (_, each) in zip(job_seconds, flat, strict=True)
-        ],
-        "looks": [each.looks for _, each in flat],
+        "age_seconds": pc.divide(
+            pc.cast(pc.subtract(seen, columns["successfully_aggregated_at"]), pa.int64()), 1e6
+        ),
+        "outcome": [each.outcome for each in flat],
+        "aggregation_seconds_low": low,
+        "aggregation_seconds_high": [each.seconds_high for each in flat],
+        "job_seconds": exact,
+        "duration_source": pc.if_else(
+            pc.is_valid(exact), "job", pc.if_else(pc.is_valid(low), "looks", pa.scalar(None, pa.string()))
+        ),
+        "looks": [each.looks for each in flat],
     }
     table = _table("members", columns, len(flat), run)
     for name in sorted({name for ending in endings for name in ending.columns}):
-        values = pa.array([ending.columns.get(name) for ending, _ in flat], pa.string())
-        table = table.append_column(f"user_{name}", values)
+        table = table.append_column(f"user_{name}", of_user(ending.columns.get(name) for ending in endings))
     return table
+
+
+def _timestamp(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def _mapped(values: pa.Array, function: Callable[[str | None], str]) -> pa.Array:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -140,7 +140,7 @@ class Collection:
         self.taken = 0
         self.passed_over = 0
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch]:
         """What comes, several times a second, until every user has ended."""
         async with AsyncExitStack() as stack:
             self._turns = await stack.enter_async_context(aclosing(self._source.turns(self._settings.seed)))

@@ -7,7 +7,7 @@ is cleared up by reading before it is sent again, and a failed-looking first loo
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -248,7 +248,7 @@ class Track:
         self._reason: str | None = None
         self._what_to_do: str | None = None
         self.must_renew = False
-        self._receive = self._looked
+        self._receive: Callable[[Track, Exchange], None] = Track._looked  # not bound: that would be a cycle
         self.call: Call | None = Call(LIST_MEMBERS, now)
         if intent is not None:
             self._resume(intent)
@@ -266,10 +266,10 @@ class Track:
             for guid, (job, at, status) in intent.baseline.items()
         }
         if intent.replied_at is None:
-            self._receive = self._cleared
+            self._receive = Track._cleared
         else:
             self._kick = Kick(intent.sent_at, intent.replied_at)
-            self._receive = self._resumed
+            self._receive = Track._resumed
 
     @property
     def is_unstarted(self) -> bool:
@@ -306,7 +306,7 @@ class Track:
             self._sends -= self.call.endpoint.starts_jobs
             self.call = self.call._replace(due=exchange.replied_at, attempt=self.call.attempt + 1)
             return
-        self._receive(exchange)
+        self._receive(self, exchange)
 
     def _is_another(self, reply: Reply) -> bool:
         """Whether the members are not all of the user that this token has shown so far."""
@@ -371,7 +371,7 @@ class Track:
 
     def _start(self, due: float) -> None:
         self.call = Call(AGGREGATE_ALL, due)
-        self._receive = self._started
+        self._receive = Track._started
 
     def _started(self, exchange: Exchange) -> None:
         """The reply to the kick-off is look 0."""
@@ -388,7 +388,7 @@ class Track:
             self._failures = 0
             self._still_reads = 0
             self.call = Call(LIST_MEMBERS, exchange.replied_at)
-            self._receive = self._cleared
+            self._receive = Track._cleared
         else:
             self._sends -= 1
             if not self._again(error, exchange.replied_at):
@@ -437,7 +437,7 @@ class Track:
             guid: Followed(seen.get(guid, each), exchange.replied_at, each)
             for guid, each in self._baseline.items()
         }
-        self._receive = self._followed_look
+        self._receive = Track._followed_look
         self._see(members, exchange)
 
     def _followed_look(self, exchange: Exchange) -> None:
@@ -481,7 +481,7 @@ class Track:
         if self._settings.read_jobs:
             self._jobs = [each for each in self._followed.values() if self._has_job(each)]
         self._failures = 0
-        self._receive = self._job_read
+        self._receive = Track._job_read
         self._next_job(now)
 
     def _has_job(self, each: Followed) -> bool:

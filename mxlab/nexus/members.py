@@ -85,7 +85,7 @@ class Unreadable(Exception):
 
 
 FIELDS = tuple(name for name in Member.__struct_fields__ if name != "extra")
-_TIMES = ("aggregated_at", "successfully_aggregated_at")
+MEMBER_TIMES = ("aggregated_at", "successfully_aggregated_at")
 _GUID = re.compile(r"[A-Z]{3,4}-[0-9A-Za-z-]{1,64}")
 _LEAP_SECOND = re.compile(r":60(?=[.Zz+-]|$)")
 
@@ -125,7 +125,7 @@ def read_member(record: Any) -> Member:
     if not isinstance(guid, str) or not is_guid(guid):
         raise Unreadable("guid")
     known = {name: record[name] for name in FIELDS if name in record}
-    for name in _TIMES:
+    for name in MEMBER_TIMES:
         known[name] = read_time(known.get(name))
     if not isinstance(known.get("metadata"), str | None):
         known["metadata"] = msgspec.json.encode(known["metadata"]).decode()

@@ -161,14 +161,12 @@ def read_reply(
     """
     if status != 200:
         raise refusal(status, headers, body)
-    text = decoded(body, headers)
+    text = decoded(body, headers) if "Content-Encoding" in headers else body
     if not text:
         raise BadReply("the reply is empty", reason="empty_body")
-    kind = headers.get("Content-Type", "").partition(";")
-    if kind[0] and "json" not in kind[0].lower():
-        raise BadReply(f"the reply is {kind[0][:60]!r}, not JSON", reason="content_type")
-    if "charset" in kind[2].lower() and "utf-8" not in kind[2].lower():
-        raise BadReply("the reply's character set is not UTF-8", reason="charset")
+    content_type = headers.get("Content-Type", MEDIA_TYPE)
+    if content_type != MEDIA_TYPE:
+        _check_content_type(content_type)
     if endpoint is READ_JOB:
         return Reply(job=_job(_parsed(text)))
     try:
@@ -181,6 +179,14 @@ def read_reply(
     if len(guids) != len(members) or not all(map(is_guid, guids)):
         return _tolerant(text, page)
     return Reply(members, has_more=_full_page(len(members)))
+
+
+def _check_content_type(content_type: str) -> None:
+    kind, _, parameters = content_type.lower().partition(";")
+    if kind and "json" not in kind:
+        raise BadReply(f"the reply is {kind[:60]!r}, not JSON", reason="content_type")
+    if "charset" in parameters and "utf-8" not in parameters:
+        raise BadReply("the reply's character set is not UTF-8", reason="charset")
 
 
 def _parsed(text: bytes) -> Any:
