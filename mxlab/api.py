@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pandas as pd
+
 from mxlab import aio, frames
 from mxlab.errors import BadReply, ConfigError
 from mxlab.exchange import Ending, Exchange, MemberEnding, Progress
@@ -155,9 +157,18 @@ class Simulation:
     def __repr__(self) -> str:
         return f"<Simulation SIMULATED {len(self.tokens):,} users at {self.settings.base_url}>"
 
-    def truth(self) -> dict[str, Any]:
-        """What the simulated world knows: every job with its true times, and what was planted."""
-        return self._control("truth")
+    def truth(self) -> dict[str, pd.DataFrame]:
+        """What the simulated world knows.
+
+        Returns
+        -------
+        dict
+            ``jobs``: a row per job of the users that were asked about, with ``requested_at``, ``started_at``,
+            ``finished_at`` (seconds since 1970 of the simulation; missing while it runs), ``duration_seconds``
+            and ``outcome``, the connection status it ends in. ``planted``: a row per planted event.
+            ``defects``, ``institutions``, ``status_mix``: what was derived.
+        """
+        return {name: pd.DataFrame(rows) for name, rows in self._control("truth").items()}
 
     def arrivals(self) -> dict[str, Any]:
         """What the server has received, by endpoint and by user, and the most at once."""

@@ -38,16 +38,16 @@ def test_the_server_received_what_the_requests_frame_says_and_one_start_a_user(r
 
 def test_true_durations_lie_inside_the_intervals_and_equal_the_jobs(ran):
     snap, _, truth, _ = ran
-    jobs = {job["job_guid"]: job for job in truth["jobs"]}
+    jobs = truth["jobs"].set_index("job_guid")
     seen = snap.members[snap.members["outcome"].isin(["finished", "waiting_on_user", "failed"])]
     assert len(seen) > 400
-    mine = [jobs[guid] for guid in seen["most_recent_job_guid"]]
-    true = np.array([job["finished_at"] - job["requested_at"] for job in mine])
+    mine = jobs.loc[seen["most_recent_job_guid"]]
+    true = (mine["finished_at"] - mine["requested_at"]).to_numpy()
     low, high = seen["aggregation_seconds_low"].to_numpy(), seen["aggregation_seconds_high"].to_numpy()
     assert (low <= true).all()
     assert (true <= high).all()
     exact = seen["job_seconds"].to_numpy()
-    ran_for = np.array([job["finished_at"] - job["started_at"] for job in mine])
+    ran_for = (mine["finished_at"] - mine["started_at"]).to_numpy()
     assert np.nanmax(np.abs(exact - ran_for)) <= 1.0  # MX's times are whole seconds
 
 
@@ -62,8 +62,8 @@ def test_the_planted_slow_bank_is_found_from_the_store_alone(ran):
     _, store, truth, _ = ran
     ranked = mx.analysis.slow_institutions(store.load("first").members)
     found = ranked.loc[ranked["is_slower"].astype(bool), "institution"].tolist()
-    planted = [event for event in truth["planted"] if event["scenario"] == "slow_bank"]
-    assert found == [event["institution"] for event in planted]
+    planted = truth["planted"]
+    assert found == planted.loc[planted["scenario"] == "slow_bank", "institution"].tolist()
 
 
 def test_the_store_gives_back_what_memory_had(ran):

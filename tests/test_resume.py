@@ -4,7 +4,6 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from concurrent.futures import CancelledError
 
 import numpy as np
@@ -87,8 +86,7 @@ def test_a_killed_run_ends_as_the_unkilled_one(users, kills, speed, tmp_path):
     # Where the world had a job of its own under way, it hangs on the moment whether ours was absorbed by it.
     begun_twice = set()
     for each in (jobs, calm_jobs):
-        counts = Counter(job["member_guid"] for job in each)
-        begun_twice |= {guid for guid, count in counts.items() if count > 1}
+        begun_twice |= set(each.loc[each["member_guid"].duplicated(), "member_guid"])
     assert len(begun_twice) < 0.02 * len(calm)
     # Killed twice between sending and knowing, with members that nothing moves: the rule ends such a user unknown.
     unknown = set(members.loc[members["user_state"] == "unknown", "guid"])
@@ -110,9 +108,9 @@ def test_a_killed_run_ends_as_the_unkilled_one(users, kills, speed, tmp_path):
     assert max(arrivals["aggregate_by_user"].values()) <= 2
     assert max(arrivals["acted_by_user"].values()) == 1
 
-    true = {job["job_guid"]: (job["finished_at"] or np.inf) - job["requested_at"] for job in jobs}
+    true = (jobs["finished_at"].fillna(np.inf) - jobs["requested_at"]).set_axis(jobs["job_guid"])
     timed = members[members["aggregation_seconds_high"].notna()]
-    durations = np.array([true[guid] for guid in timed["most_recent_job_guid"]])
+    durations = true[timed["most_recent_job_guid"]].to_numpy()
     assert (timed["aggregation_seconds_low"] <= durations).all()
     assert (durations <= timed["aggregation_seconds_high"]).all()
 

@@ -104,7 +104,9 @@ def _bar(ax: Axes, place: int, row: Row, sizes: Mapping[Any, Sequence[Row]], lon
     colour = theme.ink if reached else theme.muted
     words(ax, -0.012, place, _name(row), transform=side, ha="right", color=colour)
     if not reached:
-        words(ax, longest * 0.012, place, f"{row['count']:,} users", color=theme.muted)
+        words(
+            ax, longest * 0.012, place, f"{row['count']:,} user{'s' * (row['count'] != 1)}", color=theme.muted
+        )
         return
     who = row["who_must_act"]
     mine = sizes[who]
