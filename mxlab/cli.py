@@ -157,11 +157,14 @@ def _collecting(parser: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace) -> int:
     out: Path = options.out
     _make_folder(out / "charts")
-    scenarios = options.scenario or ["slow_bank"]
     store = Store(out / "store")
-    with api.simulate(
-        options.users, seed=options.seed, speed=options.speed, scenarios=scenarios
-    ) as simulation:
+    world: dict[str, Any] = {
+        "seed": options.seed,
+        "speed": options.speed,
+        "scenarios": options.scenario or ["slow_bank"],
+        "faults": {"latency_seconds": 0.02},  # as of a server that is not on the same machine
+    }
+    with api.simulate(options.users, **world) as simulation:
         with _Bar() as bar:
             run = api.aggregate(simulation.tokens, simulation.settings, store=store, tick=bar).manifest["run"]
         arrivals = simulation.arrivals()

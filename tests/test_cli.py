@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 
 import pytest
@@ -154,6 +155,8 @@ def test_the_demo_says_what_a_newcomer_wants_to_know(capsys, tmp_path):
                   "in flight at the most", "report.html", "mxlab lab"):  # fmt: skip
         assert words in out
     assert "[" in err
+    most = int(re.search(r"([\d,]+) requests in flight at the most", out)[1].replace(",", ""))
+    assert 1 < most <= 200
     assert "SIMULATED" in (out_folder / "report.html").read_text()
     assert {path.stem for path in (out_folder / "charts").glob("*.png")} == set(OVERVIEW)
 
