@@ -363,7 +363,7 @@ _thresholds: list[tuple[int, int, int]] = []
 
 
 @contextmanager
-def _seldom_swept() -> Iterator[None]:
+def seldom_swept() -> Iterator[None]:
     """Passes of the cycle collector are rare while a run goes on, and as before when the last run has ended.
 
     A run keeps much and makes hardly a cycle, and each pass walks all that is kept: it took a third of the time.
@@ -388,7 +388,7 @@ async def _collect(
         opened: Any = nullcontext(Memory(run or _run_name(manifest)))
     else:
         opened = await asyncio.to_thread(store.begin, run, manifest)
-    with _seldom_swept(), opened as book:
+    with seldom_swept(), opened as book:
         manifest["run"] = book.run
         watching = watch()
         progress = watching.progress

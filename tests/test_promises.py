@@ -120,6 +120,11 @@ def test_the_readme_shows_every_command():
         assert f"mxlab {name}" in README, name
 
 
+def test_the_readme_shows_every_chart_and_its_question():
+    for name, chart in mxlab.CHARTS.items():
+        assert f"| `{name}` | {chart.question} |" in README
+
+
 def test_every_setting_has_its_default_and_meaning_in_the_readme():
     from dataclasses import fields
 
