@@ -222,6 +222,7 @@ class NexusClient:
         except NexusError as failure:
             failure.session = session
             error = failure.with_traceback(None)
+            error.__context__ = None  # its frames would hold the body for as long as the Exchange is kept
             if isinstance(failure, BadReply):
                 rejects = [rejected(failure.reason, sent.body)]
             elif isinstance(failure, ConnectionLost) and sent.body:
