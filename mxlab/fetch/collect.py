@@ -23,7 +23,7 @@ from mxlab.settings import Settings
 from mxlab.tokens import Mint, SessionToken, Source, Turn, made
 
 _BATCH_SECONDS = 0.2
-_MOST_UNTAKEN = 20_000
+_MOST_UNTAKEN = 5_000
 _FIRST_USERS = 100
 _MOST_EXPIRED = 20
 
