@@ -137,7 +137,7 @@ class StoredTable:
                     )
                 except CommitFailedError:  # another writer was first
                     self._handle = None
-                    time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))
+                    time.sleep(random.uniform(0, 0.01 * 2 ** min(attempt, 5)))  # lest the two meet again
                 except BaseException:
                     self._handle = None
                     raise

@@ -202,7 +202,7 @@ class Collector(VBox):
         begun = time.monotonic()
         while job.state == "running":
             self._paint(job.progress, time.monotonic() - begun)
-            time.sleep(_SECONDS_BETWEEN_PAINTS)
+            time.sleep(_SECONDS_BETWEEN_PAINTS)  # of a thread of ours: the kernel stays free
         try:
             self.snapshot = job.result()
         except CancelledError:
