@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -174,6 +175,21 @@ class Simulation:
         """What the server has received, by endpoint and by user, and the most at once."""
         return self._control("arrivals")
 
+    def skip(self, seconds: float) -> None:
+        """Let this much simulated time go by at once: members age, jobs run, scenarios begin and end.
+
+        For between two runs; `settings` has the new time from then on.
+
+        Raises
+        ------
+        ConfigError
+            `seconds` is negative or no number.
+        """
+        self._control("skip", {"seconds": seconds})
+        clock = self.settings.clock
+        later = replace(clock, simulated_epoch=clock.simulated_epoch + seconds)
+        self.settings = replace(self.settings, clock=later)
+
     def close(self) -> None:
         """End the process."""
         self._process.terminate()
@@ -182,13 +198,18 @@ class Simulation:
             if pipe is not None:
                 pipe.close()
 
-    def _control(self, path: str) -> dict[str, Any]:
+    def _control(self, path: str, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310 - the address is loopback http, announced by our own child
             f"{self.settings.base_url}/_control/{path}",
+            data=None if asked is None else json.dumps(asked).encode(),
             headers={"MXLAB-Control-Key": self._control_key},
         )
-        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - as above
-            answer: dict[str, Any] = json.load(reply)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - as above
+                answer: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ConfigError(json.load(error)["error"]["message"]) from None
         return answer
 
 

@@ -126,6 +126,23 @@ def test_median_aggregation_time_does_not_hang_on_the_speed(slowly, quickly):
     assert exact["p50_low"] <= found[quickly, "job"]["p50"] <= exact["p50_high"]
 
 
+def test_skipped_time_goes_by_for_members_and_for_the_run():
+    with mx.simulate(60, seed=4, parameters={"epoch": 1_790_000_000.0}) as simulation:
+        first = mx.observe(simulation.tokens, simulation.settings).members
+        simulation.skip(3 * 86_400)
+        later = mx.observe(simulation.tokens, simulation.settings).members
+        with pytest.raises(mx.errors.ConfigError, match="seconds is -1: must be a number, and not negative"):
+            simulation.skip(-1)
+        jobs = simulation.truth()["jobs"]
+    passed = (later["seen_at"].min() - first["seen_at"].max()).total_seconds()
+    assert 3 * 86_400 <= passed < 3 * 86_400 + 60
+    both = first.merge(later, on="guid", suffixes=("", "_later"))
+    steady = both[both["eligible"].fillna(False)]
+    assert len(steady) > 50
+    assert (steady["aggregated_at_later"] > steady["aggregated_at"]).mean() > 0.95, "MX's nightly jobs ran"
+    assert jobs["started_at"].max() > 1_790_000_000 + 2 * 86_400
+
+
 def test_reading_saved_replies_gives_a_snapshot(tmp_path):
     sample = """{"members": [{"guid": "MBR-1", "connection_status": "ZOMBIE", "aggregated_at": "null"}]}"""
     (tmp_path / "a.json").write_text(sample)

@@ -107,7 +107,7 @@ class Nexus:
         control_key: str | None = None,
     ) -> None:
         self.world = world
-        self.now = now
+        self._clock, self._skipped = now, 0.0
         self.client_id = client_id
         self.control_key = control_key or secrets.token_urlsafe(18)
         self.arrivals = Arrivals()
@@ -125,6 +125,16 @@ class Nexus:
             "verify_member": self._verify_member,
             "resume_member": self._resume_member,
         }
+
+    def now(self) -> float:
+        """The Unix time of the simulation, all that was skipped included."""
+        return self._clock() + self._skipped
+
+    def skip(self, seconds: Any) -> None:
+        """Let this much simulated time go by at once."""
+        if not isinstance(seconds, int | float) or not seconds >= 0:
+            raise ConfigError(f"skip: seconds is {seconds!r}: must be a number, and not negative")
+        self._skipped += seconds
 
     def set_faults(self, faults: Faults) -> None:
         """Let these faults strike from now on, in place of all earlier ones."""
@@ -351,6 +361,9 @@ class Nexus:
                 return self.received()
             case "POST", "faults":
                 self.set_faults(Faults.of(asked))
+                return {}
+            case "POST", "skip":
+                self.skip(asked.get("seconds"))
                 return {}
             case "POST", "sessions":
                 user = self.world.user_ids().find(str(asked.get("user_id")))
