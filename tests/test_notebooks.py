@@ -8,12 +8,20 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from mxlab.simulator import Parameters, World
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 #: The first is run with every test, the others in the slow tier.
 TIERED = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (number > 0))
     for number, path in enumerate(NOTEBOOKS)
 ]
+#: What is planted in the world of a notebook (seed, scenario), and the cell whose output must name the bank.
+PLANTED = {
+    "01_quickstart": (7, "slow_bank", "slow"),
+    "03_aggregation_latency": (5, "slow_bank", "banks"),
+    "04_institutions_and_incidents": (3, "outage_oauth", "answer"),
+}
 #: Fails any connection off loopback, in the kernel that runs the notebook.
 LOOPBACK_ONLY = """
 import socket as _socket
@@ -68,3 +76,7 @@ def test_a_notebook_runs_and_its_pictures_are_in_it(path, tmp_path, monkeypatch)
     for name in drawing:
         assert data[name][-1]["image/png"].startswith("iVBOR"), name
         assert "SIMULATED" in data[name][-1]["text/plain"]
+    if path.stem in PLANTED:
+        seed, scenario, cell = PLANTED[path.stem]
+        (event,) = World(Parameters(seed=seed, scenarios=(scenario,))).planted
+        assert event["institution"] in str(book.cells[[each.id for each in book.cells].index(cell)].outputs)
