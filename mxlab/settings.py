@@ -94,10 +94,15 @@ class Settings:
     requests_per_second: float | None = _said(None, "a hard cap in real time; 20 off loopback, none on it")
     max_users: int | None = _said(None, "the run's ceiling; required to aggregate off loopback")
     reply_timeout_seconds: float = _seconds(60.0, "how long to wait for a reply, in real time")
-    deadline_seconds: float = _seconds(900.0, "how long one user is followed")
+    deadline_seconds: float = _seconds(
+        900.0, "how long one user is followed, or waited for while MX is in trouble"
+    )
     first_look_seconds: float = _seconds(3.0, "when to look first; MX asks for at least 3 s")
     longest_look_seconds: float = _seconds(30.0, "the longest gap between looks")
-    attempts: int = _said(4, "tries of a read, and of a start that MX refused without acting")
+    attempts: int = _said(
+        4,
+        "tries of a read, and of a start that MX refused without acting; those that fail while MX is in trouble are not counted",
+    )
     read_jobs: bool = _said(
         default=True, doc="read each settled or observed member's last job, for its exact duration"
     )

@@ -1,4 +1,4 @@
-"""`Gate`: one limit for all. Times are those of a loop whose clock the test moves."""
+"""`Gate`: one limit for all, with times of a loop whose clock the test moves; `Budget`: one account for all."""
 
 import asyncio
 import random
@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from mxlab.errors import ConnectFailed, RateLimited, ServerFault, Unavailable
-from mxlab.fetch.pace import Gate
+from mxlab.errors import ConnectFailed, Forbidden, RateLimited, ServerFault, Unavailable
+from mxlab.fetch.pace import Budget, Gate
 
 
 class Clock:
@@ -204,3 +204,69 @@ async def test_a_place_given_to_one_who_is_cancelled_at_once_goes_to_the_next():
     first.cancel()  # … which is cancelled before it runs
     await asyncio.wait_for(second, 1)
     assert gate.in_flight == 1
+
+
+def answered(budget, times=1, now=0.0):
+    for _ in range(times):
+        budget.heard("well", None, now)
+
+
+def test_the_budget_pays_35_retries_or_100_throttled_ones_and_one_more_for_14_or_5_successes():
+    """reliability.md 1.5: 500 tokens, 14 a retry, 5 a throttled one, 1 earned by a success and by nothing else."""
+    for error, retries, cost in ((ServerFault("x"), 35, 14), (RateLimited("x"), 100, 5)):
+        budget = Budget()
+        assert sum(budget.pay(error) for _ in range(200)) == retries
+        answered(budget, cost - 1 - (500 - retries * cost))
+        budget.heard("well", Forbidden("x"), 0.0)
+        assert not budget.pay(error)
+        answered(budget)
+        assert budget.pay(error)
+    budget = Budget()
+    answered(budget, 10_000)
+    assert sum(budget.pay(ServerFault("x")) for _ in range(200)) == 35
+
+
+def test_one_users_failures_are_not_the_servers_and_two_users_are():
+    budget = Budget()
+    answered(budget)
+    for _ in range(5):
+        budget.heard("a", ServerFault("x"), 1.0)
+    assert not budget.is_out(1.0)
+    budget.heard("b", ServerFault("x"), 2.0)
+    assert budget.is_out(2.0)
+    assert budget.is_at_fault(1.5, 2.0)
+    answered(budget)
+    assert not budget.is_out(2.0)
+
+
+def test_a_server_that_answers_some_is_not_out_for_one_who_failed_before_that():
+    budget = Budget()
+    answered(budget)
+    budget.heard("a", ConnectFailed("x"), 1.0)
+    answered(budget)
+    budget.heard("a", ConnectFailed("x"), 3.0)
+    assert budget.is_out(3.0)
+    assert not budget.is_at_fault(1.0, 3.0)
+    assert budget.is_at_fault(3.0, 4.0)
+
+
+def test_a_server_that_never_answered_or_is_silent_for_five_minutes_is_not_waited_for():
+    budget = Budget()
+    for session in "abc":
+        budget.heard(session, ConnectFailed("x"), 1.0)
+    assert not budget.is_out(1.0)
+    answered(budget)
+    budget.heard("a", ConnectFailed("x"), 10.0)
+    assert budget.is_out(309.9)
+    assert not budget.is_out(310.0)
+
+
+def test_a_server_that_has_cost_half_the_budget_is_in_trouble_whoever_it_answers():
+    budget = Budget()
+    answered(budget)
+    while not budget.is_at_fault(0.0, 1.0):
+        assert budget.pay(ServerFault("x"))
+        budget.heard("a", ServerFault("x"), 1.0)
+        answered(budget, now=1.0)
+    answered(budget, 20)
+    assert not budget.is_at_fault(0.0, 1.0)

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from mxlab import errors
 from mxlab.exchange import Exchange
+from mxlab.fetch.pace import Budget
 from mxlab.fetch.tracking import LookSchedule, Track
 from mxlab.nexus.members import Job, Member
 from mxlab.nexus.protocol import Reply
@@ -119,13 +120,13 @@ class Life(RuleBasedStateMachine):
         self.now, self.renews, self.rng = 1000.0, renews, random.Random(seed)
         self.bank = [BankMember(n, **known) for n, known in enumerate(members)]
         self.may_have_acted = self.acted = self.looks_too_late = self.vanished = 0
+        self.budget = Budget()
         self.intent, self.cleared_at, self.clearing, self.left_alone = None, self.now, 0, True
         self.track = self.reborn()
 
     def reborn(self):
-        return Track(
-            self.verb, SETTINGS, self.rng, "session", self.now, renews=self.renews, intent=self.intent
-        )
+        known = {"renews": self.renews, "intent": self.intent, "budget": self.budget}
+        return Track(self.verb, SETTINGS, self.rng, "session", self.now, **known)
 
     @property
     def is_over(self):
@@ -205,6 +206,15 @@ class Life(RuleBasedStateMachine):
             is_late = sent_at > self.cleared_at + SETTINGS.deadline_seconds
             next_one = self.track.call
             self.looks_too_late += bool(is_late and next_one and next_one.endpoint.name == "list_members")
+
+    @rule(is_spent=st.booleans())
+    def trouble(self, is_spent):
+        """The server answers nobody, or fails so many that the budget is spent: failures count no more."""
+        self.budget.heard("other", None, self.now)
+        for other in ("a", "b"):
+            self.budget.heard(other, errors.ServerFault("x"), self.now)
+        while is_spent and self.budget.pay(errors.ServerFault("x")):
+            pass
 
     @rule(which=st.integers(0, 20))
     def stir(self, which):

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from mxlab.errors import BadReply, ConfigError, MxlabError, NexusError, SessionExpired
 from mxlab.exchange import Ending, Exchange, Intent, Progress, Verb
 from mxlab.fetch.client import NexusClient
-from mxlab.fetch.pace import Gate
+from mxlab.fetch.pace import Budget, Gate
 from mxlab.fetch.tracking import Call, Track
 from mxlab.settings import Settings
 from mxlab.tokens import Mint, SessionToken, Source, Turn, made
@@ -126,6 +126,7 @@ class Collection:
         self._journal = journal
         self._progress = progress
         self._gate = gate or Gate(settings.concurrency, settings.hard_rate)
+        self._budget, self._mint_budget = Budget(), Budget()
         self._rng = random.Random(settings.seed)
         self._now = settings.clock.steady()
         self._trial = _Trial(source)
@@ -188,7 +189,7 @@ class Collection:
                 return self._due.popleft()
             if self._is_over():
                 return None
-            if not self.exhausted and not self._turn_lock.locked():
+            if not self.exhausted and not self._turn_lock.locked() and not self._holds():
                 user = await self._fresh()
                 if user is not None:
                     return user
@@ -196,6 +197,14 @@ class Collection:
             idle = asyncio.get_running_loop().create_future()
             self._idle.append(idle)
             await idle
+
+    def _holds(self) -> bool:
+        """Whether new users wait until a server that is out comes back for those who are under way."""
+        return self._is_out() and self._progress.following > len(self._trial.held)
+
+    def _is_out(self) -> bool:
+        now = self._now()
+        return self._budget.is_out(now) or self._mint_budget.is_out(now)
 
     async def _fresh(self) -> _User | None:
         """The next new user of the source, or None where there is none to be had now."""
@@ -225,6 +234,8 @@ class Collection:
             now,
             renews=turn.token is None,
             intent=claim if isinstance(claim, Intent) else None,
+            budget=self._budget,
+            mint_budget=self._mint_budget,
         )
         self._progress.following += 1
         return _User(turn, track, session, turn.token, time.perf_counter())
@@ -237,6 +248,7 @@ class Collection:
                 self._put_off(user, wait)
                 return
             await self._perform(user, call)
+            self._progress.phase = "waiting for the server to answer" if self._is_out() else "collecting"
             user.ready_at = time.perf_counter()
         columns = user.token.columns if user.token else {}
         ending = user.track.ending(user.turn.user, columns)
@@ -331,8 +343,10 @@ class Collection:
         assert self._mint is not None
         assert user.turn.user is not None
         try:
-            return await made(self._mint, user.turn.user)
+            token = await made(self._mint, user.turn.user)
         except MxlabError:
             raise
         except Exception as error:  # a callable of the user's: its message may hold a token
             raise BadReply(f"the minting callable raised {type(error).__name__}", reason="mint") from None
+        self._mint_budget.heard(user.session, None, self._now())
+        return token

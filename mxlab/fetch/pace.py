@@ -1,8 +1,9 @@
-"""`Gate`: how many requests at once and how many a second, one limit for the whole run.
+"""`Gate`: how many requests at once and how many a second; `Budget`: how often to try again. Each is one for the run.
 
 The limit starts low, doubles until the first sign of congestion and then moves by additive increase and
 multiplicative decrease (Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6). Times here are real seconds: the
-gate stands before the machine's own network.
+gate stands before the machine's own network. The figures of the budget are botocore's (retries/quota.py); its times are
+those of the run.
 """
 
 import asyncio
@@ -14,6 +15,11 @@ from mxlab.errors import ConnectFailed, NexusError, RateLimited, Unavailable
 _DECREASE = 0.7
 _INCREASE = 4.0
 _SLOW_SECONDS = 5.0
+_MOST_TOKENS = 500
+_COST = 14
+_COST_THROTTLED = 5
+#: How long a server that has answered before is waited for; Retry-After may ask for as much.
+_OUTAGE_SECONDS = 300.0
 
 
 class Gate:
@@ -127,3 +133,52 @@ class Gate:
             if not place.done():
                 self.in_flight += 1
                 place.set_result(None)
+
+
+class Budget:
+    """What all users together may spend on trying one server again, and whether a failure is that server's.
+
+    A retry costs tokens and a success earns one, so that a server in trouble gets few requests more than it would
+    get anyway. One user's failures say nothing of the server; it is in trouble where half of the tokens are spent, and out
+    where it has answered somebody before and now nobody: not two users in a row, or one that could not connect.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = _MOST_TOKENS
+        self._has_answered = False
+        self._silent_since = math.inf
+        self._is_unreachable = False
+        self._failing: set[str] = set()
+
+    def heard(self, session: str, error: NexusError | None, now: float) -> None:
+        """Learn from what came of a user's request."""
+        if error is None or not error.transient:  # a plain no is an answer too
+            self._tokens = min(self._tokens + (error is None), _MOST_TOKENS)
+            self._has_answered = True
+            self._silent_since = math.inf
+            self._is_unreachable = False
+            self._failing.clear()
+        else:
+            self._silent_since = min(self._silent_since, now)
+            self._is_unreachable |= isinstance(error, ConnectFailed)
+            if len(self._failing) < 2:
+                self._failing.add(session)
+
+    def pay(self, error: NexusError) -> bool:
+        """Spend what a retry after this error costs; False where there is not enough."""
+        cost = _COST_THROTTLED if isinstance(error, RateLimited | Unavailable) else _COST
+        is_enough = self._tokens >= cost
+        self._tokens -= cost * is_enough
+        return is_enough
+
+    def is_out(self, now: float) -> bool:
+        """Whether the server, which may come back, answers nobody."""
+        return self._may_come_back(now) and (self._is_unreachable or len(self._failing) > 1)
+
+    def is_at_fault(self, since: float, now: float) -> bool:
+        """Whether the server is to blame that a user fails now who failed before at a moment."""
+        is_in_trouble = self._may_come_back(now) and self._tokens < _MOST_TOKENS / 2
+        return is_in_trouble or (self.is_out(now) and self._silent_since <= since)
+
+    def _may_come_back(self, now: float) -> bool:
+        return self._has_answered and now - self._silent_since < _OUTAGE_SECONDS

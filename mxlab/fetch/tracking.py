@@ -6,6 +6,7 @@ is cleared up by reading before it is sent again, and a failed-looking first loo
 (MX Connect widget, pollers: two that agree).
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from mxlab.errors import BadReply, NexusError, Refused, SessionExpired
 from mxlab.exchange import Change, Ending, Exchange, Intent, MemberEnding, Outcome, UserState, Verb
+from mxlab.fetch.pace import Budget
 from mxlab.nexus.members import Member, is_guid
 from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, READ_JOB, Endpoint, Reply
 from mxlab.nexus.status import PROCESSING, who_must_act
@@ -22,7 +24,7 @@ from mxlab.settings import Settings
 _CLEARING_SECONDS = 5.0
 _JOB_AGAIN_SECONDS = 1.0
 _BACKOFF_SECONDS = 0.5
-_LONGEST_BACKOFF_SECONDS = 20.0
+_LONGEST_BACKOFF_SECONDS = 10.0
 
 _OUTCOME: Mapping[str, Outcome] = {
     "nobody": "finished",
@@ -208,6 +210,8 @@ class Track:
         Whether an expired session can be made anew, once.
     intent
         Of an earlier life of this run: a start may have acted, and is cleared up by reading.
+    budget, mint_budget
+        Of the run, for Nexus and for where tokens come from.
 
     Attributes
     ----------
@@ -227,6 +231,8 @@ class Track:
         *,
         renews: bool = False,
         intent: Intent | None = None,
+        budget: Budget | None = None,
+        mint_budget: Budget | None = None,
     ) -> None:
         self._verb = verb
         self._settings = settings
@@ -235,7 +241,10 @@ class Track:
         self._renews = renews
         self._gap: float | None = None
         self._deadline = now + settings.deadline_seconds
+        self._budget = budget or Budget()
+        self._mint_budget = mint_budget or Budget()
         self._failures = 0
+        self._failed_at = -math.inf
         self._pages: dict[str, Member] = {}
         self._owners: set[str] = set()
         self._baseline: dict[str, Member] = {}
@@ -293,6 +302,7 @@ class Track:
 
     def received(self, exchange: Exchange) -> None:
         """Take in what came of the call that was next."""
+        self._budget.heard(self._session, exchange.error, exchange.replied_at)
         if exchange.reply is not None and self._is_another(exchange.reply):
             self._state, self._reason, self.call = "lost", "token_user_mismatch", None
             self._what_to_do = (
@@ -316,28 +326,46 @@ class Track:
     def no_token(self, error: NexusError, now: float) -> None:
         """A token could not be made; try again or give the user up."""
         assert self.call is not None
-        if self._again(error, now):
+        self._mint_budget.heard(self._session, error, now)
+        if self._again(error, now, self._mint_budget):
             return
         if self.call.endpoint is READ_JOB:
             self.call = None
         else:
             self._lose(error, "no_token_" + _reason(error))
 
-    def _again(self, error: NexusError, now: float) -> bool:
-        """Set the same call up once more, if that may help; a server that said how long to wait is not counted."""
+    def _again(self, error: NexusError, now: float, budget: Budget | None = None) -> bool:
+        """Set the same call up once more, if that may help."""
         assert self.call is not None
-        told = error.retry_after_seconds
-        if not told:
-            self._failures += 1
-        if not error.transient or self._failures >= self._settings.attempts or now >= self._deadline:
+        budget = budget or self._budget
+        if not error.transient or self._is_spent(error, now, budget):
             return False
-        longest = min(_BACKOFF_SECONDS * 2**self._failures, _LONGEST_BACKOFF_SECONDS)
-        due = now + (told or 0.0) + self._rng.random() * longest
+        pause = self._rng.random() * min(_BACKOFF_SECONDS * 2**self.call.attempt, _LONGEST_BACKOFF_SECONDS)
+        if not budget.pay(error):
+            pause = _LONGEST_BACKOFF_SECONDS * (0.5 + 0.5 * self._rng.random())
+        due = min(now + (error.retry_after_seconds or 0.0) + pause, self._deadline)
         self.call = self.call._replace(due=due, attempt=self.call.attempt + 1)
         return True
 
+    def _is_spent(self, error: NexusError, now: float, budget: Budget) -> bool:
+        """Count a failure; whether there have been too many, or it is too late for another.
+
+        What is the server's fault is not counted, so that trouble on its side costs nobody anything before the
+        deadline; neither is a pause that it asked for.
+        """
+        before, self._failed_at = self._failed_at, now
+        self._failures += not (error.retry_after_seconds or budget.is_at_fault(before, now))
+        most = self._settings.attempts
+        return (
+            self._failures >= most or now >= self._deadline or (most == 1 and not error.retry_after_seconds)
+        )
+
     def _lose(self, error: NexusError, reason: str | None = None, state: UserState = "lost") -> None:
         self._state, self._reason, self._what_to_do = state, reason or _reason(error), error.advice
+        if self._failed_at >= self._deadline:
+            self._what_to_do = (
+                f"Tried until deadline_seconds ({self._settings.deadline_seconds:g}): {error.advice}"
+            )
         self.call = None
 
     def _listed(self, exchange: Exchange) -> dict[str, Member] | None:
@@ -443,11 +471,11 @@ class Track:
     def _followed_look(self, exchange: Exchange) -> None:
         error = exchange.error
         if error is not None:
-            self._failures += not error.retry_after_seconds
-            final = not error.transient and not isinstance(error, BadReply)
-            if final or self._failures >= self._settings.attempts or exchange.replied_at >= self._deadline:
+            is_final = not error.transient and not isinstance(error, BadReply)
+            if is_final or self._is_spent(error, exchange.replied_at, self._budget):
                 self._lose(error)
             else:
+                self._budget.pay(error)
                 self._look_again(exchange.replied_at)
             return
         members = self._listed(exchange)
