@@ -292,10 +292,13 @@ class Memory:
 
     def coverage(self, asked: int | None, order: str) -> Coverage:
         """The sums so far."""
-        ended = sum(self._counts.values())
+        counts = self._counts
+        ended = sum(counts.values())
         asked = max(asked or 0, ended)
         reasons = dict(sorted(self._reasons.items(), key=lambda item: -item[1]))
-        return Coverage(asked, **self._counts, pending=asked - ended, reasons=reasons, order=order)
+        return Coverage(
+            asked, counts["answered"], counts["lost"], counts["unknown"], asked - ended, reasons, order
+        )
 
     def failures(self) -> pd.DataFrame:
         """A row for each lost or unknown user."""

@@ -368,6 +368,8 @@ class Coverage:
     order
         ``random`` where users came in seeded random order, so that what a stopped run saw is a fair sample;
         else ``source``.
+    by_run
+        The coverage of each run, where it is of several.
     """
 
     asked: int
@@ -377,6 +379,7 @@ class Coverage:
     pending: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     order: str = "source"
+    by_run: Mapping[str, "Coverage"] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{self.answered:,} of {self.asked:,} users answered"

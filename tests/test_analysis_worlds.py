@@ -24,6 +24,7 @@ class Coverage:
     pending: int = 0
     reasons: dict = field(default_factory=lambda: {"SessionExpired": 12, "ReplyTimeout": 6})
     order: str = "random"
+    by_run: dict = field(default_factory=dict)
 
 
 def looks(rng, times, schedule="default", step=5.0, limit=900.0):

@@ -2,6 +2,7 @@
 
 from mxlab.analysis.ages import freshness, freshness_shares
 from mxlab.analysis.change import member_changes, mix_and_rate, transitions
+from mxlab.analysis.history import status_history, time_in_status, time_to_recover
 from mxlab.analysis.institutions import (
     attributable_share,
     evidence_pack,
@@ -42,7 +43,10 @@ __all__ = [
     "slow_institutions",
     "status_by_institution",
     "status_counts",
+    "status_history",
     "success_rates",
+    "time_in_status",
+    "time_to_recover",
     "transitions",
     "who_must_act",
 ]

@@ -192,7 +192,7 @@ class Smooth:
 
     def _curve(self, places: Floats) -> tuple[Floats, Floats]:
         """The probit of F and its standard error at places in log seconds."""
-        basis = _basis(self.knots, places)
+        basis = spline(self.knots, places)
         variance = ((basis @ self.covariance) * basis).sum(axis=1)
         return basis @ self.probits, np.sqrt(np.maximum(variance, 0))
 
@@ -222,7 +222,7 @@ def smooth(
         the log-normal distribution, where there is none.
     """
     basis = np.zeros((len(times.bounds), len(knots)))
-    basis[1:-1] = _basis(knots, np.log(times.bounds[1:-1]))
+    basis[1:-1] = spline(knots, np.log(times.bounds[1:-1]))
     bends = np.diff(np.eye(len(knots)), 2, axis=0) / BEND
     penalty = bends.T @ bends + 1e-6 * np.eye(len(knots))
     centre = np.zeros(len(knots)) if like is None else like
@@ -287,7 +287,7 @@ def shifts(times: Intervals, curve: Smooth, group: Ints, width: int) -> tuple[Fl
 
 
 def _probits(times: Intervals, curve: Smooth) -> Floats:
-    inner = np.clip(_basis(curve.knots, np.log(times.bounds[1:-1])) @ curve.probits, -8, 8)
+    inner = np.clip(spline(curve.knots, np.log(times.bounds[1:-1])) @ curve.probits, -8, 8)
     return np.concatenate([[-np.inf], np.maximum.accumulate(inner), [np.inf]])
 
 
@@ -301,7 +301,7 @@ def _normal(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     return inside, below, above, bend
 
 
-def _basis(knots: Floats, places: Floats) -> Floats:
+def spline(knots: Floats, places: Floats) -> Floats:
     """Natural cubic spline through 1 at one knot and 0 at the others; straight beyond the ends."""
     curve = interpolate.CubicSpline(knots, np.eye(len(knots)), bc_type="natural")
     near = np.clip(places, knots[0], knots[-1])

@@ -407,6 +407,7 @@ def _coverage(runs: Sequence[Recorded]) -> Coverage:
         pending=sum(one.pending for one in each),
         reasons=dict(reasons.most_common()),
         order="random" if all(one.order == "random" for one in each) else "source",
+        by_run={run.run: run.coverage for run in runs} if len(runs) > 1 else {},
     )
 
 
