@@ -565,7 +565,7 @@ def _users(rows: pd.DataFrame, looks: Looks, episodes: Episodes) -> Ints:
 def _seconds(times: pd.Series) -> Floats:
     """Unix times; NaN where there is none."""
     since = (times - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
-    found: Floats = since.to_numpy(dtype=np.float64, na_value=np.nan)
+    found: Floats = since.to_numpy(na_value=np.nan).astype(np.float64)
     return found
 
 
