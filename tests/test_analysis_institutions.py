@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_analysis_worlds import SEEN, log, no_objects, with_status, world
+from test_analysis_worlds import SEEN, no_objects, with_status, world
 
 from mxlab import analysis
 from mxlab.analysis import institutions
@@ -126,34 +126,3 @@ def test_little_or_nothing(summary):
         assert not found[flags].any().any()
     never = members.assign(aggregated_at=pd.Series(pd.NaT, index=members.index, dtype="datetime64[us, UTC]"))
     summary(never)
-
-
-def test_requests_quantiles_failures_and_timeline():
-    requests = log(4_000)
-    times = analysis.reply_times(requests).set_index("endpoint")
-    mine = requests.loc[requests["endpoint"] == "read_job", "reply_seconds"].dropna()
-    assert times.loc["read_job", "p90"] == pytest.approx(mine.quantile(0.9))
-    inside = ((mine >= times.loc["read_job", "p50_low"]) & (mine <= times.loc["read_job", "p50_high"])).mean()
-    assert inside == pytest.approx(1.96 / np.sqrt(len(mine)), rel=0.15)
-    failures = analysis.request_failures(requests)
-    assert failures["count"].sum() == requests["error"].notna().sum()
-    assert set(failures["reason"]) == {"SessionExpired 401", "Unavailable 503"}
-    course = analysis.run_timeline(requests)
-    assert course["sent"].sum() == 4_000
-    assert course["failed"].sum() == requests["error"].notna().sum()
-    for summary in (analysis.reply_times, analysis.request_failures, analysis.run_timeline):
-        empty = summary(requests.iloc[:0])
-        assert (empty.dtypes == summary(requests).dtypes).all()
-        summary(requests.iloc[:1])
-
-
-def test_loss_that_goes_with_the_order_is_found():
-    requests, members = log(4_000), world(1_000)
-    sessions = requests["session"].drop_duplicates()
-    members = members.iloc[: len(sessions)].assign(session=sessions.iloc[:1_000].to_numpy())
-    calm = analysis.loss_pattern(members, requests.loc[requests["session"].isin(members["session"])])
-    assert not calm["is_related"].any()
-    late = members.assign(user_state=np.where(np.arange(len(members)) > 800, "lost", "answered"))
-    found = analysis.loss_pattern(late, requests).set_index("related_to")
-    assert found.loc["order", "is_related"]
-    assert not found.loc["institution", "is_related"]

@@ -1,6 +1,9 @@
 """The requests of a run: how fast replies came, what failed, and whether loss has a pattern."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -8,6 +11,7 @@ from mxlab.analysis._inputs import (
     STRING,
     Coverage,
     Floats,
+    Ints,
     codes,
     described,
     groups,
@@ -41,8 +45,12 @@ _TIMELINE = {
     "sent": "int64",
     "replied": "int64",
     "failed": "int64",
+    "sent_per_second": "float64",
+    "failed_per_second": "float64",
     "in_flight": "int64",
 }
+#: Lengths of a span that read well, in seconds.
+_SPANS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600)
 _LOSS = {
     "related_to": STRING,
     "test": STRING,
@@ -152,45 +160,73 @@ def request_failures(requests: pd.DataFrame, *, coverage: Coverage | None = None
 
 
 def run_timeline(
-    requests: pd.DataFrame, *, coverage: Coverage | None = None, points: int = 120
+    requests: pd.DataFrame, *, coverage: Coverage | None = None, speed: float = 1.0, points: int = 120
 ) -> pd.DataFrame:
-    """A run's own course: requests sent, replies, failures, in flight.
+    """A run's own course in real seconds: requests sent, ended, failed, in flight.
 
     Parameters
     ----------
     requests
-        The `requests` frame; uses ``sent_at``, ``reply_seconds``, ``error``.
+        The `requests` frame of one run; uses ``sent_at``, ``reply_seconds``, ``error``.
     coverage
         Kept in ``attrs``.
+    speed
+        Seconds of the run's clock in a real one: ``snap.manifest["clock"]["speed"]``. ``sent_at`` is in the run's
+        time and ``reply_seconds`` in real time; this brings them together. 1 off a simulation.
     points
-        Into how many equal spans the run is cut, none shorter than a second.
+        The most spans that the run is cut into.
 
     Returns
     -------
     pandas.DataFrame
-        One row is one span: ``seconds`` (its beginning, since the first request), ``sent``, ``replied``,
-        ``failed`` (begun in it), ``in_flight`` (most at its ends). ``attrs``: ``started_at``, ``span_seconds``.
+        One row is one span of the run, without gaps.
+
+        ==================================  =======  =======================================================
+        seconds                             float64  its beginning: real seconds since the first request
+        sent, replied, failed               int64    requests sent in it; ended in it; sent in it and failed
+        sent_per_second, failed_per_second  float64  the same by real second
+        in_flight                           int64    most requests under way at once within it
+        ==================================  =======  =======================================================
+
+        ``attrs``: ``started_at`` (the run's time), ``span_seconds``, ``seconds`` (the run's length), ``speed``,
+        ``n``, ``n_failed``, ``coverage``; seconds are real. Requests that were never sent are not in it.
     """
     need(requests, ("sent_at", "reply_seconds", "error"), "run_timeline", "requests")
-    sent_at = requests["sent_at"]
-    rows = requests.loc[sent_at.notna().to_numpy()]
-    if rows.empty:
-        frame = table([], _TIMELINE)
-        frame.attrs = {"started_at": None, "span_seconds": 1.0, "coverage": described(coverage)}
-        return frame
+    rows = requests.loc[requests["sent_at"].notna().to_numpy()]
     started = rows["sent_at"].min()
-    sent = (rows["sent_at"] - started).dt.total_seconds().to_numpy(dtype=np.float64)
-    reply = sent + np.nan_to_num(rows["reply_seconds"].to_numpy(dtype=np.float64, na_value=np.nan))
-    span = max(1.0, float(np.ceil(reply.max() / points)))
-    width = int(reply.max() // span) + 1
-    begun, ended = (np.bincount((at // span).astype(int), minlength=width) for at in (sent, reply))
-    failed = np.bincount((sent // span).astype(int), rows["error"].notna(), width)
-    edges = np.arange(width + 1) * span
-    flying = np.searchsorted(np.sort(sent), edges, side="right") - np.searchsorted(np.sort(reply), edges)
-    values = (edges[:-1], begun, ended, failed, np.maximum(flying[:-1], flying[1:]))
+    sent = ((rows["sent_at"] - started).dt.total_seconds() / speed).to_numpy(dtype=np.float64)
+    ended = sent + np.nan_to_num(rows["reply_seconds"].to_numpy(dtype=np.float64, na_value=np.nan))
+    length = float(ended.max(initial=0))
+    span = next((float(span) for span in _SPANS if length < points * span), length / (points - 1))
+    width = int(length // span) + 1 if len(rows) else 0
+    failed = rows["error"].notna().to_numpy()
+    begun, over = ((times // span).astype(np.int64) for times in (sent, ended))
+    bad = np.bincount(begun, failed, width)
+    counts = np.bincount(begun, minlength=width), np.bincount(over, minlength=width), bad
+    starts = np.arange(width) * span
+    values = (starts, *counts, counts[0] / span, bad / span, _most_at_once(sent, ended, starts))
     frame = pd.DataFrame(dict(zip(_TIMELINE, values, strict=True))).astype(_TIMELINE)
-    frame.attrs = {"started_at": started.isoformat(), "span_seconds": span, "coverage": described(coverage)}
+    frame.attrs = {
+        "started_at": started.isoformat() if len(rows) else None,
+        "span_seconds": span,
+        "seconds": length,
+        "speed": speed,
+        "n": len(rows),
+        "n_failed": int(failed.sum()),
+        "coverage": described(coverage),
+    }
     return frame
+
+
+def _most_at_once(sent: Floats, ended: Floats, starts: npt.NDArray[Any]) -> Ints:
+    """The most requests under way at once in each span, one that ends at a moment being over at it."""
+    at = np.concatenate([starts, sent, ended])
+    change = np.repeat([0, 1, -1], [len(starts), len(sent), len(ended)])
+    order = np.lexsort((change, at))
+    flying = np.cumsum(change[order])
+    first = np.flatnonzero(order < len(starts))
+    found: Ints = np.maximum.reduceat(flying, first) if len(first) else flying
+    return found
 
 
 def loss_pattern(
