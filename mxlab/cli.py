@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from mxlab.frames import Snapshot
 from mxlab.plots import style
 from mxlab.plots.style import duration, percent
 from mxlab.reporting import report
-from mxlab.settings import Settings
+from mxlab.settings import Settings, preceded
 from mxlab.simulator import SCENARIOS, Parameters
 from mxlab.simulator.server import API_KEY, serve
 from mxlab.simulator.world import UserIds
@@ -37,6 +36,24 @@ from mxlab.tokens import Source, source
 
 _PAINT_SECONDS = 0.25
 _LINE_SECONDS = 5.0
+#: A folder of Jupyter's: a template for Voila and settings for JupyterLab that ask no other host for anything.
+_JUPYTER = Path(__file__).with_name("jupyter")
+_JUPYTERLAB = (
+    "--ServerApp.ip=127.0.0.1",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.news_url=",
+    "--LabApp.extension_manager=readonly",
+)
+_VOILA = (
+    "--Voila.ip=127.0.0.1",
+    "--token",
+    "--template=mxlab",
+    "--classic-tree",
+    "--show_tracebacks=False",
+    "--progressive_rendering=True",
+    "--MappingKernelManager.cull_interval=60",
+    "--MappingKernelManager.cull_idle_timeout=600",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     _scenarios(simulate, "what is planted")
 
     lab = command("lab", _lab, "the notebooks in JupyterLab")
+    lab.add_argument("--voila", action="store_true", help="as pages without code, one kernel for each reader")
     lab.add_argument("--no-browser", action="store_true", help="print the address only")
+    lab.add_argument("--port", type=int, help="of the server; another where it is taken")
     return parser
 
 
@@ -374,17 +393,21 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
+    module, name = ("voila", "Voila") if options.voila else ("jupyterlab", "JupyterLab")
     notebooks = Path(__file__).parent.parent / "notebooks"
-    if find_spec("jupyterlab") is None:
-        raise ConfigError("JupyterLab is not installed: pip install 'mxlab[lab]'")
+    if find_spec(module) is None:
+        raise ConfigError(f"{name} is not installed: pip install 'mxlab[lab]'")
     if not notebooks.is_dir():
         raise ConfigError(
             f"the notebooks are not at {notebooks}: run from a clone, installed with pip install -e"
         )
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", str(notebooks)]
+    command = [sys.executable, "-m", module, str(notebooks), *(_VOILA if options.voila else _JUPYTERLAB)]
     if options.no_browser:
         command.append("--no-browser")
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own interpreter
+    if options.port is not None:
+        command.append(f"--port={options.port}")
+    environment = preceded("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", by=_JUPYTER)
+    os.execvpe(sys.executable, command, environment)  # noqa: S606 - so that Ctrl-C is the server's
 
 
 class _Bar:

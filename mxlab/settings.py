@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -265,3 +266,9 @@ def _sso_url(base_url: str) -> str:
         "data.moneydesktop.com": "https://sso.moneydesktop.com",
     }
     return known.get(host, "")
+
+
+def preceded(*variables: str, by: Path) -> dict[str, str]:
+    """The environment for another program, with a folder put before those that some of its variables list."""
+    listed = {name: (str(by), os.environ.get(name, "")) for name in variables}
+    return {**os.environ, **{name: os.pathsep.join(filter(None, each)) for name, each in listed.items()}}
