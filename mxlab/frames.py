@@ -6,7 +6,7 @@ the data dictionary of the README.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
 from operator import attrgetter
@@ -34,6 +34,7 @@ _ARROW: dict[Kind, pa.DataType] = {
     "texts": pa.list_(pa.string()),
     "bytes": pa.binary(),
 }
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PANDAS: dict[pa.DataType, Any] = {
     pa.string(): pd.StringDtype("pyarrow"),
     pa.bool_(): pd.BooleanDtype(),
@@ -161,6 +162,12 @@ def _micros(seconds: Iterable[float | None]) -> pa.Array:
     return pc.cast(pc.round(pc.multiply(floats, 1e6)), pa.int64()).cast(_ARROW["time"])
 
 
+def _times(moments: Iterable[datetime | None]) -> pa.Array:
+    """Aware datetimes as timestamps, by way of durations: several times as fast as directly."""
+    since = [None if moment is None else moment - _EPOCH for moment in moments]
+    return pa.array(since, pa.duration("us")).cast(pa.int64()).cast(_ARROW["time"])
+
+
 def _table(name: str, columns: Mapping[str, Any], rows: int, run: str) -> pa.Table:
     """A table in the declared order and types."""
     schema = SCHEMAS[name]
@@ -202,7 +209,7 @@ def _members(endings: Sequence[Ending], run: str) -> pa.Table:
     columns: dict[str, Any] = {
         name: list(map(attrgetter(name), records)) for name in (*FIELDS, "extra") if name not in MEMBER_TIMES
     }
-    columns |= {name: _micros(map(_timestamp, map(attrgetter(name), records))) for name in MEMBER_TIMES}
+    columns |= {name: _times(map(attrgetter(name), records)) for name in MEMBER_TIMES}
     status = pa.array(columns["connection_status"], pa.string())
     disabled = pa.array(columns["background_aggregation_is_disabled"], pa.bool_())
     seen = _micros(each.seen_at for each in flat)
@@ -235,10 +242,6 @@ def _members(endings: Sequence[Ending], run: str) -> pa.Table:
     for name in sorted({name for ending in endings for name in ending.columns}):
         table = table.append_column(f"user_{name}", of_user(ending.columns.get(name) for ending in endings))
     return table
-
-
-def _timestamp(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
 
 
 def _mapped(values: pa.Array, function: Callable[[str | None], str]) -> pa.Array:
@@ -465,7 +468,9 @@ class Snapshot:
     def __repr__(self) -> str:
         stamp = "SIMULATED " if self.simulated else ""
         run, verb = self.manifest.get("run"), self.manifest.get("verb")
-        return f"<Snapshot {stamp}{run} {verb}: {len(self.members):,} members, {self.coverage}>"
+        # Whoever formats a task or a traceback asks for this: it must not read a store.
+        members = f", {len(self.members):,} members" if "members" in self.__dict__ else ""
+        return f"<Snapshot {stamp}{run} {verb}: {self.coverage}{members}>"
 
     def _repr_html_(self) -> str:
         rows = {

@@ -277,6 +277,18 @@ def test_a_frame_shows_the_store_as_it_was_when_it_was_loaded(store: Store) -> N
         assert len(store.load().members) == 540
 
 
+def test_naming_a_snapshot_reads_no_rows(store: Store) -> None:
+    """Python formats a task's result when it sets up or takes down a signal handler."""
+    store.append(in_memory("r1", 20))
+    snap = store.load("r1")
+    asked = []
+    read, snap.table = snap.table, lambda name: asked.append(name) or read(name)
+    assert "18 of 20 users answered" in repr(snap)
+    assert not asked
+    assert len(snap.members) == 54
+    assert "54 members" in repr(snap)
+
+
 def test_readers_see_whole_batches_while_a_run_is_written(store: Store) -> None:
     seen: list[tuple[int, int, int]] = []
     with store.begin("r1", MANIFEST) as ledger:

@@ -31,6 +31,8 @@ _CONFIGURATION = {
 _MANY_FILES = 8
 _TRIES = 40
 _TIDY_TRIES = 4
+#: A row group is held in memory while it is written: of a run of any size, no more than this at once.
+_TIDY_ROWS = 100_000
 _LOG = "_delta_log"
 
 
@@ -155,7 +157,10 @@ class StoredTable:
                 try:
                     table.optimize.compact(
                         partition_filters=[("run_id", "=", run)],
-                        writer_properties=WriterProperties(compression="ZSTD"),
+                        max_concurrent_tasks=1,
+                        writer_properties=WriterProperties(
+                            compression="ZSTD", max_row_group_size=_TIDY_ROWS
+                        ),
                     )
                     table.vacuum(dry_run=False)
                     break

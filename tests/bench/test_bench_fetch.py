@@ -25,7 +25,7 @@ from mxlab import aio, frames
 from mxlab.exchange import Ending, Exchange, MemberEnding, Progress
 from mxlab.fetch.collect import Collection
 from mxlab.fetch.pace import Gate
-from mxlab.nexus.protocol import LIST_MEMBERS, read_reply
+from mxlab.nexus.protocol import LIST_MEMBERS, MEDIA_TYPE, read_reply
 from mxlab.tokens import source
 
 pytestmark = pytest.mark.bench
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.bench
 HERE = Path(__file__).parent
 ROUNDS = 5
 AT_ONCE = 200
+AT_A_TIME = 1_000  # users in a batch: a run takes what came in 0.2 s
 HEADERS = {"Accept": "application/vnd.mx.nexus.v1+json"}
 
 
@@ -206,16 +207,19 @@ def test_reply_bytes_to_frames_against_json_normalize(figures):
             return framed()
 
     def framed():
-        endings, exchanges = [], []
-        for user, reply in enumerate(replies):
-            read = read_reply(LIST_MEMBERS, 200, {"Content-Type": "application/json"}, reply)
-            exchanges.append(
-                Exchange("list_members", str(user), None, 1, 0.0, 0.0, True, 0.0, 0.0, 200, reply=read)
-            )
-            endings.append(
-                Ending(str(user), None, {}, "answered", [MemberEnding(each, 0.0) for each in read.members])
-            )
-        return frames.frame("members", frames.tables(exchanges, endings, "r")["members"])
+        book = aio.Memory("r")
+        for first in range(0, len(replies), AT_A_TIME):
+            endings, exchanges = [], []
+            for user, reply in enumerate(replies[first : first + AT_A_TIME], first):
+                read = read_reply(LIST_MEMBERS, 200, {"Content-Type": MEDIA_TYPE}, reply)
+                exchanges.append(
+                    Exchange("list_members", str(user), None, 1, 0.0, 0.0, True, 0.0, 0.0, 200, reply=read)
+                )
+                endings.append(
+                    Ending(str(user), None, {}, "answered", [MemberEnding(each, 0.0) for each in read.members])
+                )
+            book.write(frames.tables(exchanges, endings, book.run), endings)
+        return frames.frame("members", book.table("members"))
 
     def theirs():
         frame = pd.json_normalize([record for reply in replies for record in json.loads(reply)["members"]])
