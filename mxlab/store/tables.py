@@ -158,9 +158,7 @@ class StoredTable:
                     table.optimize.compact(
                         partition_filters=[("run_id", "=", run)],
                         max_concurrent_tasks=1,
-                        writer_properties=WriterProperties(
-                            compression="ZSTD", max_row_group_size=_TIDY_ROWS
-                        ),
+                        writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=_TIDY_ROWS),
                     )
                     table.vacuum(dry_run=False)
                     break

@@ -216,7 +216,9 @@ def test_reply_bytes_to_frames_against_json_normalize(figures):
                     Exchange("list_members", str(user), None, 1, 0.0, 0.0, True, 0.0, 0.0, 200, reply=read)
                 )
                 endings.append(
-                    Ending(str(user), None, {}, "answered", [MemberEnding(each, 0.0) for each in read.members])
+                    Ending(
+                        str(user), None, {}, "answered", [MemberEnding(each, 0.0) for each in read.members]
+                    )
                 )
             book.write(frames.tables(exchanges, endings, book.run), endings)
         return frames.frame("members", book.table("members"))
