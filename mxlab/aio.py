@@ -256,7 +256,7 @@ class Memory:
         self.run = run
         self.key = secrets.token_bytes(32)
         self.manifest: dict[str, Any] = {}
-        self.ended_before = 0
+        self.ended_before = self.asked_again = 0
         self._claimed: set[str] = set()
         self._parts: dict[str, list[pa.Table]] = {name: [] for name in frames.TABLES}
         self._failures: list[dict[str, str | None]] = []
@@ -271,6 +271,9 @@ class Memory:
 
     async def intend(self, intent: Intent) -> None:
         """An intent need not outlive the process that holds the results."""
+
+    def leaving(self, intent: Intent) -> None:
+        """As `intend`."""
 
     def answered(self, session: str, replied_at: float | None) -> None:
         """As `intend`."""
@@ -417,6 +420,7 @@ async def _collect(
         finally:
             await writer.add(*collection.rest())
             await writer.flush()
+            manifest["asked_again"] = book.asked_again
             manifest["ended_at"] = _iso(settings.clock.time())
             manifest["simulated"] = writer.simulated or bool(book.manifest.get("simulated"))
             progress.phase = state

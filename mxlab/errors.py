@@ -82,21 +82,21 @@ class ConnectFailed(NexusError):
 
     may_have_acted = False
     transient = True
-    advice = "Check the network and the base_url, then run again under another run name."
+    advice = "Check the network and the base_url."
 
 
 class ReplyTimeout(NexusError):
     """The request was sent and no reply came in time."""
 
     transient = True
-    advice = "Run again under another run name; raise reply_timeout_seconds if replies are slow."
+    advice = "Raise reply_timeout_seconds if replies are slow."
 
 
 class ConnectionLost(NexusError):
     """The request was sent and the connection ended before the reply did."""
 
     transient = True
-    advice = "Run again under another run name: it looks before it starts anything."
+    advice = "MX or something on the way hung up: the requests frame says when and how often."
 
 
 class BadReply(NexusError):
@@ -143,14 +143,14 @@ class RateLimited(Refused):
     """429: too many requests."""
 
     transient = True
-    advice = "Lower requests_per_second or concurrency, then run again under another run name."
+    advice = "Lower requests_per_second or concurrency."
 
 
 class Unavailable(Refused):
     """503 with Retry-After. That the server did not act is our guess: MX does not say."""
 
     transient = True
-    advice = "MX was unavailable: run again later under another run name."
+    advice = "MX was unavailable: wait a while."
 
 
 class ServerFault(Refused):
@@ -158,7 +158,7 @@ class ServerFault(Refused):
 
     may_have_acted = True
     transient = True
-    advice = "MX failed to answer: run again later under another run name."
+    advice = "MX failed to answer: wait a while."
 
 
 class SchemaError(MxlabError, ValueError):

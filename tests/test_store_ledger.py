@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 from deltalake.exceptions import DeltaError
+from msgspec import structs
 from test_store_tables import MANIFEST, batch, in_memory, written
 
 import mxlab.store
 from mxlab.errors import ConfigError, StoreError
 from mxlab.exchange import Ending, Intent
-from mxlab.store import Ledger, Store
+from mxlab.store import Ledger, Store, departures
 from mxlab.store import ledger as ledgers
 from mxlab.store.tables import StoredTable
 
@@ -138,6 +139,12 @@ class TestResuming:
         assert store.load().simulated
 
 
+async def start(ledger: Ledger, intent: Intent) -> None:
+    """What a collector does: intend, then send."""
+    await ledger.intend(intent)
+    ledger.leaving(intent)
+
+
 class TestClaims:
     def test_a_user_is_claimed_once(self, ledger: Ledger) -> None:
         tables, endings = batch("r1", 0, 3)
@@ -150,7 +157,7 @@ class TestClaims:
     async def test_an_intent_of_an_earlier_life_is_handed_out_once(self, store: Store) -> None:
         with store.begin("r1", MANIFEST) as ledger:
             assert ledger.claim(INTENT.session) is True
-            await ledger.intend(INTENT)
+            await start(ledger, INTENT)
             assert ledger.claim(INTENT.session) is False
         with store.begin("r1", MANIFEST) as ledger:
             assert ledger.claim(INTENT.session) == INTENT
@@ -160,8 +167,8 @@ class TestClaims:
     async def test_a_second_intent_replaces_the_first_and_an_end_removes_it(self, store: Store) -> None:
         again = Intent(INTENT.session, 9.0, 2, {})
         with store.begin("r1", MANIFEST) as ledger:
-            await ledger.intend(INTENT)
-            await ledger.intend(again)
+            await start(ledger, INTENT)
+            await start(ledger, again)
         with store.begin("r1", MANIFEST) as ledger:
             assert ledger.claim(INTENT.session) == again
             ledger.write(
@@ -174,13 +181,50 @@ class TestClaims:
     async def test_a_pending_user_keeps_its_intent(self, store: Store) -> None:
         with store.begin("r1", MANIFEST) as ledger:
             ledger.claim(INTENT.session)
-            await ledger.intend(INTENT)
+            await start(ledger, INTENT)
             ledger.write(batch("r1", 0, 1)[0], [Ending(INTENT.session, None, {}, "pending", [])])
             assert ledger.claim(INTENT.session) is False
             assert ledger.coverage(None, "source").pending == 1
         assert store.load().coverage.pending == 1
         with store.begin("r1", MANIFEST) as ledger:
             assert ledger.claim(INTENT.session) == INTENT
+
+    async def test_a_start_that_never_left_is_taken_back(self, store: Store) -> None:
+        other = Intent("b" * 32, 9.0, 2, {})
+        with store.begin("r1", MANIFEST) as ledger:
+            await ledger.intend(INTENT)
+            await start(ledger, structs.replace(other, sends=1))
+            await ledger.intend(other)
+        for _ in range(2):
+            with store.begin("r1", MANIFEST) as ledger:
+                assert ledger.claim(INTENT.session) is True
+                assert ledger.claim(other.session) == structs.replace(other, sends=1)
+
+    async def test_a_full_disk_cuts_a_line_short_and_spoils_no_other(self, store: Store) -> None:
+        cut = Intent("b" * 32, 9.0, 1, {})
+        with store.begin("r1", MANIFEST) as ledger:
+            await start(ledger, INTENT)
+            await ledger.intend(cut)
+            os.write(ledger._departures._file, b"\nbbbb")
+            await start(ledger, Intent("c" * 32, 9.0, 1, {}))
+        with store.begin("r1", MANIFEST) as ledger:
+            assert ledger.claim(INTENT.session) == INTENT
+            assert ledger.claim(cut.session) is True
+            assert ledger.claim("c" * 32) == Intent("c" * 32, 9.0, 1, {})
+
+    @pytest.mark.parametrize("boot", ["another", ""])
+    async def test_after_the_machine_has_started_anew_every_start_may_have_left(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, boot: str
+    ) -> None:
+        with store.begin("r1", MANIFEST) as ledger:
+            await ledger.intend(INTENT)
+            power_cut = tmp_path / "cut"
+            shutil.copytree(store.path, power_cut)
+        (tmp_path / "boot").write_text(boot)
+        monkeypatch.setattr(departures, "_BOOT", tmp_path / "boot")
+        for _ in range(2):  # and it stays so in the life after
+            with Store(power_cut).begin("r1", MANIFEST) as ledger:
+                assert ledger.claim(INTENT.session) == INTENT
 
     def test_the_sums_add_up(self, ledger: Ledger) -> None:
         ledger.write(*batch("r1", 0, 20))

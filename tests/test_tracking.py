@@ -59,14 +59,17 @@ def moment(seconds):
 class BankMember:
     """One member and its job; what the API shows lags behind what is so.
 
-    For `unseen` seconds after a job began the one before is shown, then until `early` seconds an error status that means
-    nothing: both shorter than what the rules of looking and clearing up allow for. (Not where the job truly ends in
+    For `unseen` seconds after a job began the one before is shown; if it is picked up late, its guid is shown then, with the
+    start and the error status of the one before; then until `early` seconds an error status that means nothing: all shorter than what the rules of looking and clearing up allow for. (Not where the job truly ends in
     an error: two looks that agree for different reasons are what the rule of two cannot tell apart.)
     """
 
-    def __init__(self, number, seconds, final, *, is_throttled=False, unseen=0.0, early=0.0):
+    def __init__(self, number, seconds, final, *, is_throttled=False, unseen=0.0, early=0.0, is_late=False):
         self.guid, self.seconds, self.final, self.is_throttled = f"MBR-{number}", seconds, final, is_throttled
         self.unseen, self.early = unseen, early if final == "CONNECTED" else 0.0
+        is_late = is_late and final != "CONNECTED"
+        self.picked_up = unseen + 2.5 if is_late else 0.0
+        self.status = final if is_late else "CONNECTED"
         self.job, self.started, self.ended, self.is_there = f"JOB-{number}", 10.0, 20.0, True
         self.before = (self.job, self.started)
 
@@ -78,19 +81,23 @@ class BankMember:
         if self.is_throttled or now < self.ended:
             return False
         self.before = self.job, self.started
-        self.job, self.started, self.ended = f"{self.job}0", now, now + self.seconds
+        self.job, self.started = f"{self.job}0", now
+        self.ended = now + max(self.seconds, self.picked_up + 0.1)
+        self.seconds = self.ended - now
         return True
 
     def record(self, now):
         age = now - self.started
         job, started = self.before if self.began and age < self.unseen else (self.job, self.started)
         is_early = self.began and self.unseen <= age < min(self.early, self.seconds)
+        is_waiting = self.began and age < self.picked_up
         is_over = now >= self.ended
+        status = "DENIED" if is_early else self.final if self.began and is_over else self.status
         return Member(
             self.guid,
-            aggregated_at=moment(started),
-            connection_status="DENIED" if is_early else self.final if self.began and is_over else "CONNECTED",
-            is_being_aggregated=not (is_over or is_early or job != self.job),
+            aggregated_at=moment(self.before[1] if is_waiting else started + self.picked_up * self.began),
+            connection_status=status,
+            is_being_aggregated=not (is_over or is_early or is_waiting or job != self.job),
             most_recent_job_guid=job,
         )
 
@@ -109,6 +116,7 @@ class Life(RuleBasedStateMachine):
                 is_throttled=st.sampled_from([False, False, True]),
                 unseen=st.sampled_from([0.0, 2.5]),
                 early=st.sampled_from([0.0, 4.9]),
+                is_late=st.booleans(),
             ),
             min_size=1,
             max_size=3,
@@ -373,6 +381,31 @@ def test_two_error_looks_that_agree_are_a_failure_as_of_the_first():
     assert ending.outcome == "failed"
     assert ending.looks == 3
     assert ending.seconds_high < 9.2
+
+
+def test_an_old_error_seen_before_the_job_is_taken_up_does_not_agree_with_the_new_one():
+    """Its guid is new and its start is the old one: the interval must end with the first look at the new failure."""
+    before = a_member("JOB-0", "FAILED", at=100.0)
+    waiting, failed = a_member("JOB-1", "FAILED", at=100.0), a_member("JOB-1", "FAILED", at=1004.0)
+    ending, _ = followed(before, waiting, waiting, failed, failed)
+    assert (ending.outcome, ending.looks) == ("failed", 4)
+    assert ending.seconds_high > 6
+
+
+def test_an_error_of_a_job_whose_start_is_never_told_is_taken_after_two_looks():
+    failed = a_member("JOB-1", "FAILED", at=100.0)
+    ending, _ = followed(a_member("JOB-0", "FAILED", at=100.0), failed, failed, failed)
+    assert (ending.outcome, ending.looks) == ("failed", 3)
+
+
+def test_a_user_without_members_has_nothing_to_clear_up():
+    track = a_track()
+    track.received(an_exchange(track, 1000.0, Reply([])))
+    track.intent(1001.0)
+    track.received(an_exchange(track, 1001.0, error=errors.ConnectionLost("x")))
+    track.received(an_exchange(track, 1002.0, Reply([])))
+    assert track.call is None
+    assert track.ending(None, {}).state == "answered"
 
 
 def test_an_interval_counts_from_the_sending_and_not_from_the_intent():

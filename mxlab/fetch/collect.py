@@ -41,6 +41,9 @@ class Journal(Protocol):
     async def intend(self, intent: Intent) -> None:
         """Write the intent; when it returns, it is durable."""
 
+    def leaving(self, intent: Intent) -> None:
+        """Note that this start is handed to the network now; outlives the process, if not the machine."""
+
     def answered(self, session: str, replied_at: float | None) -> None:
         """Note that the start was answered, or, with None, refused before acting; soon durable, not waited for."""
 
@@ -304,7 +307,9 @@ class Collection:
             if (
                 call.endpoint.starts_jobs
             ):  # as late as can be: a kill before the sending leaves few of them open
-                await self._journal.intend(user.track.intent(self._now()))
+                intent = user.track.intent(self._now())
+                await self._journal.intend(intent)
+                self._journal.leaving(intent)
             exchange = await self._client.call(
                 call.endpoint,
                 user.token,

@@ -26,6 +26,11 @@ _JOB_AGAIN_SECONDS = 1.0
 _BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 10.0
 
+_ASKS_AGAIN = "Then run again: the same run name asks this user again."
+_ASKS_NO_MORE = (
+    "Then run again under another run name: this run has rows of this user and does not ask again."
+)
+
 _OUTCOME: Mapping[str, Outcome] = {
     "nobody": "finished",
     "user": "waiting_on_user",
@@ -99,7 +104,7 @@ class Followed:
         self.looks = 0
         self.job_seconds: float | None = None
         self._baseline = baseline
-        self._candidate: tuple[Outcome, float] | None = None
+        self._candidate: tuple[Outcome, datetime | None, float] | None = None
         self._last_sent = 0.0
         self._missed = 0
 
@@ -128,14 +133,18 @@ class Followed:
 
     def _judge(self, low: float, high: float) -> None:
         verdict, certain = self._verdict()
-        first = self._candidate[1] if self._candidate and self._candidate[0] == verdict else None
+        first = None
+        if self._candidate is not None and self._candidate[:2] == (verdict, self.member.aggregated_at):
+            first = self._candidate[
+                2
+            ]  # they agree: a status from before the job was taken up has another start
         if verdict == "running":
             self.low, self._candidate = low, None
         elif certain or first is not None:
             self.outcome = verdict
             self.high = high if first is None else first
         elif self.looks > 1 or verdict == "not_triggered":  # the reply to the kick-off never shows a failure
-            self._candidate = verdict, high
+            self._candidate = verdict, self.member.aggregated_at, high
 
     def _verdict(self) -> tuple[Outcome, bool]:
         """What this look says, and whether one look is enough to say it."""
@@ -437,6 +446,9 @@ class Track:
             self._deadline = now + self._settings.deadline_seconds
             self._follow(members, exchange)
             return
+        if not members and not self._baseline:
+            self._follow(members, exchange)  # there was nothing to start
+            return
         self._still_reads += 1
         self._followed = {guid: Followed(each, now, each) for guid, each in members.items()}
         if self._still_reads < 2:
@@ -546,7 +558,11 @@ class Track:
             members = [each.observed() for each in self._followed.values()]
         else:
             members = [each.ending() for each in self._followed.values()]
-        return Ending(self._session, user, columns, self._state, members, self._reason, self._what_to_do)
+        what_to_do = self._what_to_do
+        if self._state == "lost":
+            is_new = self.is_unstarted and not members
+            what_to_do = f"{what_to_do} {_ASKS_AGAIN if is_new else _ASKS_NO_MORE}"
+        return Ending(self._session, user, columns, self._state, members, self._reason, what_to_do)
 
 
 def _reason(error: NexusError) -> str:

@@ -30,6 +30,7 @@ from deltalake.exceptions import DeltaError
 from mxlab.errors import ConfigError, StoreError
 from mxlab.exchange import Ending, Intent
 from mxlab.frames import SCHEMAS, Coverage, failures_frame
+from mxlab.store.departures import Departures
 from mxlab.store.tables import StoredTable, changed, digest
 
 #: Of the ledger's tables; a newer one is read, never written.
@@ -53,6 +54,9 @@ CREATE TABLE files (
     name TEXT, path TEXT, size INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL,
     PRIMARY KEY (name, path)
 ) WITHOUT ROWID;
+"""
+_LOST = """
+SELECT session FROM users WHERE state = 'lost' AND members = 0 AND session NOT IN (SELECT session FROM intents)
 """
 _LOCK_SECONDS = 0.5
 _FULL = "Free some space there, then run again with the same run name."
@@ -136,7 +140,9 @@ class Ledger:
     key : bytes
         32 random bytes made with the run: the key of its sessions' pseudonyms.
     ended_before : int
-        Users that had ended when this ledger was opened.
+        Users that had ended when this ledger was opened, and are not asked again.
+    asked_again : int
+        Users that were lost before and are asked again.
     is_new : bool
         Whether nothing had been written when this ledger was opened.
     manifest : dict
@@ -157,6 +163,8 @@ class Ledger:
         self._under_way: set[str] = set()
         self._waiting: list[_Settled] = []
         self._answers: dict[str, float | None] = {}
+        self._again: set[str] = set()
+        self.asked_again = 0
         self._mutex = threading.Lock()
         self._publishing = threading.Lock()
         self._staged: Mapping[str, pa.Table] | None = None
@@ -189,8 +197,14 @@ class Ledger:
             (self.ended_before,) = self._reader.execute("SELECT count(*) FROM users").fetchone()
             (batches,) = self._reader.execute("SELECT count(*) FROM batches").fetchone()
             self.is_new = not batches
-            self._earlier = {each.session: each for each in _intents(self._reader)}
         self._writer = stack.enter_context(ThreadPoolExecutor(1, f"ledger of {self.run}"))
+        with _explained(self.path, "see which starts have left"):
+            self._departures = Departures(self.path.with_suffix(".left"))
+            self._take_back_unsent()
+            self._lost = {session for (session,) in self._reader.execute(_LOST)}
+            self._earlier = {each.session: each for each in _intents(self._reader)}
+            self._departures.begin([each for each in self._earlier.values() if each.replied_at is None])
+            stack.callback(self._end_departures)
         self._publish()
         for name in self._tables:
             self._record(name)
@@ -199,19 +213,41 @@ class Ledger:
             lambda connection: connection.execute("DELETE FROM facts WHERE name IN ('state', 'coverage')")
         )
 
+    def _take_back_unsent(self) -> None:
+        """Starts that never left need no clearing up: as if they had not been intended."""
+        still_open = [each for each in _intents(self._reader) if each.replied_at is None]
+        unsent = [(each.session,) for each in self._departures.unsent(still_open)]
+
+        def take_back(connection: sqlite3.Connection) -> None:
+            connection.executemany("UPDATE intents SET sends = sends - 1 WHERE session = ?", unsent)
+            connection.execute("DELETE FROM intents WHERE sends = 0")
+
+        if unsent:
+            self._write(take_back)
+
+    def _end_departures(self) -> None:
+        with suppress(StoreError, OSError, sqlite3.Error):  # then the file stays, as after a kill
+            self._take_back_unsent()
+            self._departures.end()
+
     def claim(self, session: str) -> bool | Intent:
         """Whether a user is this run's to collect, here and now.
 
         Returns
         -------
         bool or Intent
-            True: a new user. False: the user has ended in this run, or is under way in this process. An
-            Intent: a start of this user may have acted in an earlier life of the run; clear it up by reading.
+            True: a new user, or one that was lost in an earlier life of the run with no row stored and no start
+            that may have acted. False: the user has ended in this run, or is under way in this process. An Intent: a start of this user may have acted in an earlier life of the run; clear it up by reading.
         """
         if session in self._under_way:
             return False
         with _explained(self.path, "read the ledger"):
-            if self._claims.execute("SELECT 1 FROM users WHERE session = ?", (session,)).fetchone():
+            if session in self._lost:
+                self._lost.remove(session)
+                self._again.add(session)
+                self.asked_again += 1
+                self.ended_before -= 1
+            elif self._claims.execute("SELECT 1 FROM users WHERE session = ?", (session,)).fetchone():
                 return False
         self._under_way.add(session)
         return self._earlier.pop(session, None) or True
@@ -232,6 +268,11 @@ class Ledger:
             if len(self._waiting) + len(self._answers) == 1:
                 self._submit(self._commit_intents)
         await settled
+
+    def leaving(self, intent: Intent) -> None:
+        """Note that a start leaves now: what was intended and did not leave needs no clearing up after a kill."""
+        with _explained(self.path.with_suffix(".left"), "note that a start leaves"):
+            self._departures.note(intent)
 
     def answered(self, session: str, replied_at: float | None) -> None:
         """Note when a start was answered; with None, that it was refused before acting and its intent is void.
@@ -304,7 +345,9 @@ class Ledger:
             if tables is not self._staged:
                 self._stage(tables, users)
                 self._staged = tables
-                self._under_way.difference_update(user[0] for user in users)
+                ended = [user[0] for user in users]
+                self._under_way.difference_update(ended)
+                self._again.difference_update(ended)
             self._publish()
             self._staged = None
 
@@ -320,7 +363,9 @@ class Ledger:
                 "INSERT INTO batches VALUES (?, ?, ?, ?, ?)", [(last + 1, *part) for part in batch]
             )
             connection.executemany("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?)", users)
-            connection.executemany("DELETE FROM intents WHERE session = ?", [(user[0],) for user in users])
+            connection.executemany(  # of a lost user it stays: the start may have acted, so nobody asks again
+                "DELETE FROM intents WHERE session = ?", [(user[0],) for user in users if user[2] != "lost"]
+            )
 
         self._write(stage)
 
@@ -393,7 +438,7 @@ class Ledger:
             ``random`` or ``source``.
         """
         with _explained(self.path, "read the ledger"), closing(_connected(self.path)) as connection:
-            return _coverage(connection, asked, order, len(self._under_way))
+            return _coverage(connection, asked, order, len(self._under_way) - len(self._again))
 
     def failures(self) -> pd.DataFrame:
         """A row for each lost or unknown user."""
@@ -741,7 +786,9 @@ def _coverage(
     connection: sqlite3.Connection, asked: int | None, order: str, under_way: int | None = None
 ) -> Coverage:
     if under_way is None:
-        (under_way,) = connection.execute("SELECT count(*) FROM intents").fetchone()
+        (under_way,) = connection.execute(
+            "SELECT count(*) FROM intents WHERE session NOT IN (SELECT session FROM users)"
+        ).fetchone()
     states: defaultdict[str, int] = defaultdict(int)
     reasons: defaultdict[str, int] = defaultdict(int)
     for state, reason, count in connection.execute(

@@ -13,6 +13,7 @@ from mxlab import aio
 from mxlab.errors import ConfigError
 from mxlab.exchange import Progress
 from mxlab.fetch.collect import Collection
+from mxlab.store import Store
 from mxlab.tokens import SessionToken, source
 
 
@@ -29,6 +30,9 @@ class Book:
 
     async def intend(self, intent):
         self.intents[intent.session] = intent
+
+    def leaving(self, intent):
+        """What was intended counts as sent."""
 
     def answered(self, session, replied_at):
         """As the ledger: an answered start is followed in the next life, one that was refused never was."""
@@ -190,3 +194,57 @@ async def test_more_users_than_max_users_stops_a_source_that_did_not_say():
             await aio.aggregate(iter(server.tokens()), server.settings(max_users=3))
         assert len(server.count("aggregate_all")) <= 3
         await nothing_is_left(server)
+
+
+async def test_a_lost_user_is_asked_again_under_the_same_name_where_no_start_may_have_acted(tmp_path):
+    """Lost at the first look: asked again. Lost after a start, or with rows stored: not, and the advice says so."""
+    fates = {
+        "user-1": ("list_members", error(500)),
+        "user-2": ("aggregate_all", error(403)),
+        "user-3": ("read_nothing", None),
+    }
+
+    def fault(arrival):
+        endpoint, deed = fates.get(arrival.user, ("", None))
+        if arrival.user == "user-3" and arrival.endpoint == "list_members" and arrival.nth > 1:
+            return error(404)
+        return deed if arrival.endpoint == endpoint else None
+
+    store = Store(tmp_path / "store")
+    with FaultServer(users=6, fault=fault) as server:
+        tokens = server.tokens()
+        first = await aio.aggregate(tokens, server.settings(), store=store, run="r")
+        said = first.failures.set_index("user")["what_to_do"]
+        assert set(said.index) == set(fates)
+        assert said["user-1"].endswith("the same run name asks this user again.")
+        assert said[["user-2", "user-3"]].str.contains("under another run name").all()
+        server.fault = lambda _: None
+        seen = len(server.arrivals)
+        again = await aio.aggregate(tokens, server.settings(), store=store, run="r")
+        asked = {each.user for each in server.arrivals[seen:]}
+        third = await aio.aggregate(tokens, server.settings(), store=store, run="r")
+    assert asked == {"user-1"}
+    assert (first.coverage.asked, first.coverage.answered, first.coverage.lost) == (6, 3, 3)
+    assert (again.coverage.asked, again.coverage.answered, again.coverage.lost) == (6, 4, 2)
+    assert (again.coverage.pending, again.manifest["asked_again"]) == (0, 1)
+    assert (third.coverage.asked, third.coverage.answered, third.manifest["asked_again"]) == (6, 4, 0)
+    assert not again.members.duplicated("guid").any()
+    assert set(again.failures["user"]) == {"user-2", "user-3"}
+    acts = Counter(each.user for each in server.arrivals if each.acted)
+    assert set(acts.values()) == {1}
+
+
+async def test_users_of_an_outage_that_lasted_too_long_are_answered_by_the_next_call(tmp_path):
+    store = Store(tmp_path / "store")
+    with FaultServer(users=40, members=1, speed=50) as server:
+        tokens = server.tokens()
+        settings = server.settings(deadline_seconds=30.0)
+        server.later(0.2, server.down)
+        first = await aio.observe(tokens, settings, store=store, run="r")
+        server.later(0.0, server.up)
+        await asyncio.sleep(0.2)
+        second = await aio.observe(tokens, settings, store=store, run="r")
+    assert first.coverage.asked == second.coverage.asked == 40
+    assert first.coverage.answered + first.coverage.lost == 40
+    assert second.coverage.answered == 40
+    assert second.failures.empty
