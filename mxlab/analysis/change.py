@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
@@ -262,25 +263,22 @@ def mix_and_rate(
 
 
 def _sides(before: pd.DataFrame, after: pd.DataFrame, function: str, *more: str) -> list[pd.DataFrame]:
-    """The members of both that have a guid; of a guid that comes twice, the first."""
-    sides = []
-    for frame in (before, after):
-        rows = answered(frame, function, *_COLUMNS, *more)[[*_COLUMNS, *more]]
-        kept = (rows["guid"].notna() & ~rows["guid"].duplicated()).to_numpy()
-        sides.append(rows if kept.all() else rows.loc[kept])
-    return sides
+    """The columns of both that are compared, of users who answered."""
+    columns = [*_COLUMNS, *more]
+    return [answered(frame, function, *columns)[columns] for frame in (before, after)]
 
 
 def _matched(before: pd.DataFrame, after: pd.DataFrame) -> Ints:
-    """Positions in both of each member: those in both, then the vanished, then the new; −1 for none."""
-    first, second = (whole(rows["guid"].astype(STRING)) for rows in (before, after))
-    where = pc.fill_null(pc.index_in(second, value_set=first), -1).to_numpy().astype(np.int64)
-    there = np.flatnonzero(where >= 0)
-    lost = np.ones(len(before), bool)
-    lost[where[there]] = False
-    gone, new = np.flatnonzero(lost), np.flatnonzero(where < 0)
-    old = np.concatenate([where[there], gone, np.full(len(new), -1)])
-    return np.stack([old, np.concatenate([there, np.full(len(gone), -1), new])])
+    """Positions in both of each member that has a guid, −1 where it is not; of a guid that comes twice, the first."""
+    guids = [whole(rows["guid"].astype(STRING)) for rows in (before, after)]
+    every = pa.chunked_array([guid.cast(pa.large_string()) for guid in guids]).combine_chunks()
+    encoded = every.dictionary_encode()
+    number = pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
+    found = np.full((2, len(encoded.dictionary)), -1)
+    for side, own in enumerate((number[: len(before)], number[len(before) :])):
+        rows = np.flatnonzero(own >= 0)[::-1]  # the first is written last
+        found[side, own[rows]] = rows
+    return found
 
 
 def _words(sides: list[pd.DataFrame], at: Ints, column: str, missing: str) -> tuple[list[str], Ints]:

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.compute as pc
 from scipy import stats
 
 from mxlab.analysis._inputs import (
     STRING,
+    Bools,
     Coverage,
     Floats,
     Ints,
@@ -16,7 +18,9 @@ from mxlab.analysis._inputs import (
     described,
     groups,
     need,
+    strings,
     table,
+    whole,
 )
 from mxlab.analysis._intervals import wilson
 
@@ -129,27 +133,23 @@ def request_failures(requests: pd.DataFrame, *, coverage: Coverage | None = None
     failed = requests.loc[bad]
     status = failed["status_code"].astype("Int64").astype(STRING).fillna("")
     reason = (failed["error"].astype(STRING) + " " + status).str.strip()
-    totals = requests["endpoint"].astype(STRING).value_counts()
-    key = ["session", "endpoint", "attempt"]
-    tried = requests[key].assign(attempt=requests["attempt"].to_numpy(dtype=np.int64, na_value=0) - 1)
-    later = pd.MultiIndex.from_frame(tried.astype({"session": STRING, "endpoint": STRING}))
-    mine = pd.MultiIndex.from_frame(
-        failed[key].astype({"session": STRING, "endpoint": STRING, "attempt": "int64"})
-    )
+    endpoint, names = codes(requests["endpoint"])
     part = pd.DataFrame(
         {
-            "endpoint": failed["endpoint"].astype(STRING).to_numpy(),
+            "endpoint": endpoint[bad],
             "reason": reason.to_numpy(),
             "may_have_acted": failed["may_have_acted"].to_numpy(dtype=bool, na_value=False),
-            "sent_again": mine.isin(later),
+            "sent_again": _sent_again(requests, bad, endpoint),
         }
-    ).astype({"endpoint": STRING, "reason": STRING})
+    ).astype({"reason": STRING})
     grouped = part.groupby(["endpoint", "reason"], observed=True, sort=False)
     frame = grouped.agg(
         count=("reason", "size"), may_have_acted=("may_have_acted", "sum"), sent_again=("sent_again", "sum")
     ).reset_index()
-    n = frame["endpoint"].map(totals).to_numpy(dtype=np.float64)
+    place = frame["endpoint"].to_numpy(dtype=np.int64)
+    n = np.append(np.bincount(endpoint[endpoint >= 0], minlength=len(names)), 0)[place].astype(np.float64)
     count = frame["count"].to_numpy(dtype=np.float64)
+    frame["endpoint"] = strings(names[i] if i >= 0 else None for i in place)
     frame["n"], frame["share"] = n, count / np.maximum(n, 1)
     frame["low"], frame["high"] = wilson(count, n)
     frame = (
@@ -157,6 +157,18 @@ def request_failures(requests: pd.DataFrame, *, coverage: Coverage | None = None
     )
     frame.attrs = {"n": len(requests), "n_failed": int(bad.sum()), "coverage": described(coverage)}
     return frame
+
+
+def _sent_again(requests: pd.DataFrame, bad: Bools, endpoint: Ints) -> Bools:
+    """Which failed requests were followed by a further attempt of the same user at the same endpoint."""
+    attempt = requests["attempt"].to_numpy(dtype=np.int64, na_value=0)
+    later = np.flatnonzero(attempt > 1)
+    rows = np.concatenate([np.flatnonzero(bad), later])
+    session = codes(requests["session"].iloc[rows])[0]
+    wide = int(attempt.max(initial=0)) + 2
+    key = (session * (int(endpoint.max(initial=0)) + 2) + endpoint[rows] + 1) * wide + attempt[rows]
+    n = len(rows) - len(later)
+    return np.isin(key[:n] + 1, key[n:])
 
 
 def run_timeline(
@@ -259,15 +271,9 @@ def loss_pattern(
     """
     need(members, ("user_state", "institution", "session"), "loss_pattern")
     need(requests, ("sent_at", "session"), "loss_pattern", "requests")
-    number, sessions = codes(requests["session"])
-    known = (number >= 0) & requests["sent_at"].notna().to_numpy()
-    moments = np.full(len(sessions), np.iinfo(np.int64).max)
-    np.minimum.at(moments, number[known], requests["sent_at"].astype("int64").to_numpy()[known])
+    moments, answering = _users(members, requests)
     missed = members["user_state"].isin(["lost", "unknown"]).to_numpy(dtype=bool)
-    own, users = codes(members["session"])
-    answering = np.bincount(own[(own >= 0) & ~missed], minlength=len(users)) > 0
-    place = pd.Index(users).get_indexer(pd.Index(sessions))
-    lost_users = ~np.append(answering, False)[place]
+    lost_users = ~answering
     order = (np.nan, np.nan)
     if lost_users.any() and not lost_users.all():
         test = stats.mannwhitneyu(moments[lost_users], moments[~lost_users])
@@ -284,11 +290,21 @@ def loss_pattern(
     return frame
 
 
-def _uneven(
-    lost: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    group: np.ndarray[tuple[int], np.dtype[np.int64]],
-    width: int,
-) -> tuple[float, float]:
+def _users(members: pd.DataFrame, requests: pd.DataFrame) -> tuple[Ints, Bools]:
+    """Of each user that a request was sent for: when the first was, and whether members of it were read."""
+    session = whole(requests["session"].astype(STRING)).dictionary_encode()
+    number = pc.fill_null(session.indices, -1).to_numpy().astype(np.int64)
+    known = (number >= 0) & requests["sent_at"].notna().to_numpy()
+    moments = np.full(len(session.dictionary), np.iinfo(np.int64).max)
+    np.minimum.at(moments, number[known], requests["sent_at"].astype("int64").to_numpy()[known])
+    there = ~members["user_state"].isin(["lost", "unknown"]).to_numpy(dtype=bool)
+    read = pc.unique(whole(members.loc[there, "session"].astype(STRING)))
+    return moments, pc.is_in(session.dictionary, value_set=read.cast(session.dictionary.type)).to_numpy(
+        zero_copy_only=False
+    )
+
+
+def _uneven(lost: Bools, group: Ints, width: int) -> tuple[float, float]:
     """χ² and p-value of lost rows being spread over groups unlike the others."""
     share = lost.mean() if len(lost) else 0.0
     n, k = np.bincount(group, minlength=width).astype(np.float64), np.bincount(group, lost, width)
