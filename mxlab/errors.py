@@ -132,6 +132,15 @@ class Forbidden(Refused):
 
     advice = "Check the member's use_cases (PFM is needed) and that MX has your address on its list."
 
+    def __init__(self, message: str = "", *, by_cdn: bool = False, **known: object) -> None:
+        super().__init__(message, **known)
+        self.by_cdn = by_cdn
+        if by_cdn:
+            self.advice = (
+                "A web page came instead of MX's JSON, so a proxy or a CDN refused before MX saw the call: some refuse a GET "
+                "with a body, as aggregate is, some your address. Ask MX, or whoever runs the proxy, to let it pass."
+            )
+
 
 class Redirected(Refused):
     """A 3xx reply. Never followed: the session token would travel to the other host."""

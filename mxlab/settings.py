@@ -2,6 +2,7 @@
 
 import math
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -91,6 +92,7 @@ class Settings:
 
     base_url: str = _said("", "where Nexus answers: https, or http to loopback")
     sso_url: str = _said("", "where MX's SSO answers; follows from base_url for MX's own hosts and loopback")
+    ca_file: str = _said("", "a PEM file of certificate authorities to trust beside the system's")
     concurrency: int = _said(200, "the most requests in flight; a run starts at 20 and adapts below this")
     requests_per_second: float | None = _said(None, "a hard cap in real time; 20 off loopback, none on it")
     max_users: int | None = _said(None, "the run's ceiling; required to aggregate off loopback")
@@ -122,6 +124,9 @@ class Settings:
             object.__setattr__(self, "sso_url", _sso_url(self.base_url))
         self._check_types()
         self._check_ranges()
+        if self.ca_file:
+            object.__setattr__(self, "ca_file", os.fspath(self.ca_file))
+            _check_certificates(self.ca_file)
 
     def _check_types(self) -> None:
         for each in fields(self):
@@ -203,7 +208,7 @@ class Settings:
 
 def _read(name: str, value: Any) -> Any:
     """A field's value from text; anything but text is taken as it is."""
-    if not isinstance(value, str) or name in {"base_url", "sso_url"}:
+    if not isinstance(value, str) or name in {"base_url", "sso_url", "ca_file"}:
         return value
     kind = next(each for each in fields(Settings) if each.name == name)
     try:
@@ -229,6 +234,19 @@ def _check_positive(name: str, value: object) -> None:
         or not (math.isfinite(value) and value > 0)
     ):
         raise ConfigError(f"{name}: {value!r} must be a positive number")
+
+
+def _check_certificates(path: str) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ConfigError(
+            f"ca_file: {path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"ca_file: cannot read {path}: {error.strerror}; give the path of a PEM file"
+        ) from None
 
 
 def _checked_url(name: str, url: str) -> str:

@@ -59,7 +59,7 @@ CASES = {
     "B-024-first-401": (error(401, 9999), "session_expired"),
     "B-024-then-4011": (error(400, 4011), "session_expired"),
     "B-027": (error(403, 4030), "forbidden"),
-    "B-028": (say(403, b"<html>Request blocked. CloudFront</html>", kind="text/html"), "forbidden"),
+    "B-028": (say(403, b"<html>Request blocked. CloudFront</html>", kind="text/html"), "forbidden_by_cdn"),
     **{f"B-029-{code}": (error(code), f"refused_{code}") for code in (404, 405, 406, 409, 422)},
     "B-031": (error(500), "server_fault"),
     "B-032": (error(503, also=["Retry-After: 0"]), "unavailable"),
@@ -153,3 +153,13 @@ async def test_b033_cookies_are_neither_kept_nor_sent_back():
         snap = await aio.observe(server.tokens(), server.settings())
         assert snap.coverage.answered == 3
         assert not [each for each in server.arrivals if "cookie" in each.headers]
+
+
+async def test_b028_a_cdn_that_refuses_a_get_with_a_body_is_not_taken_for_mx():
+    page = say(403, b"<html>Request blocked. CloudFront</html>", kind="text/html; charset=utf-8")
+    with FaultServer(users=3) as server:
+        server.fault = lambda a: page if a.body else None
+        snap = await aio.aggregate(server.tokens(), server.settings())
+    assert dict(snap.coverage.reasons) == {"forbidden_by_cdn": 3}
+    assert snap.failures["what_to_do"].str.contains("a GET with a body").all()
+    assert set(server.count("aggregate_all").values()) == {1}

@@ -2,9 +2,11 @@
 
 import math
 import time
+from pathlib import Path
 
 import pytest
 
+from mxlab import settings as settings_module
 from mxlab.errors import ConfigError
 from mxlab.settings import Clock, Settings
 
@@ -130,3 +132,36 @@ def test_a_steady_clock_does_not_jump_with_the_wall_clock(monkeypatch):
     before = now()
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert 0 <= now() - before < 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        (b"", "no certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nx\n", "no certificate"),
+    ],
+)
+def test_b102_a_ca_file_that_is_missing_or_not_pem_is_refused(tmp_path, content, says):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    for known in ({"ca_file": path}, {"ca_file": str(path)}):
+        with pytest.raises(ConfigError, match=f"ca_file.*{says}"):
+            Settings(**known)
+    with pytest.raises(ConfigError, match=f"ca_file.*{says}"):
+        Settings.from_environment({"MXLAB_CA_FILE": str(path)})
+
+
+def test_b102_a_folder_is_no_ca_file(tmp_path):
+    with pytest.raises(ConfigError, match="ca_file"):
+        Settings(ca_file=str(tmp_path))
+
+
+def test_certificates_are_always_checked():
+    """No setting and no line of the code switches that off."""
+    fetch = Path(settings_module.__file__).parent / "fetch"
+    text = "".join(path.read_text() for path in fetch.glob("*.py"))
+    assert "ssl=False" not in text
+    assert "CERT_NONE" not in text
+    assert "check_hostname" not in text

@@ -8,6 +8,7 @@ which would hold the headers, leaves this module.
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class Wire:
 
     async def __aenter__(self) -> Self:
         trace = aiohttp.TraceConfig()
+        trusted: ssl.SSLContext | bool = True
+        if self._settings.ca_file:
+            trusted = ssl.create_default_context()
+            trusted.load_verify_locations(self._settings.ca_file)
         trace.on_request_headers_sent.append(_mark_left)
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -85,6 +90,7 @@ class Wire:
                 ttl_dns_cache=300,
                 keepalive_timeout=50,
                 resolver=aiohttp.ThreadedResolver(),
+                ssl=trusted,
             ),
             timeout=aiohttp.ClientTimeout(total=self._settings.reply_timeout_seconds, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),

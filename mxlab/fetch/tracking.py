@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from mxlab.errors import BadReply, NexusError, Refused, SessionExpired
+from mxlab.errors import BadReply, Forbidden, NexusError, Refused, SessionExpired
 from mxlab.exchange import Change, Ending, Exchange, Intent, MemberEnding, Outcome, UserState, Verb
 from mxlab.fetch.pace import Budget
 from mxlab.nexus.members import Member, is_guid
@@ -569,6 +569,8 @@ def _reason(error: NexusError) -> str:
     """The loss in a word or two, as coverage shows it."""
     if isinstance(error, BadReply):
         return f"bad_reply_{error.reason}"
+    if isinstance(error, Forbidden) and error.by_cdn:
+        return "forbidden_by_cdn"
     if type(error) is Refused:
         return f"refused_{error.status_code}"
     name = type(error).__name__

@@ -290,6 +290,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> NexusError:
     known: dict[str, Any] = {"status_code": status, "code": code}
     if status == 401 or (code == "4011" and 400 <= status < 500):
         return SessionExpired("MX says that the session has expired", **known)
+    if status == 403 and "html" in headers.get("Content-Type", "").lower():
+        return Forbidden("a web page refuses: a proxy or a CDN, not MX", by_cdn=True, **known)
     if status == 403:
         return Forbidden(
             "MX refuses: a member's use case is not PFM, or your address is not on its list", **known

@@ -12,7 +12,6 @@ from collections import Counter
 
 import aiohttp
 import pytest
-from aiohttp import connector
 
 from faults.server import FaultServer, acting, drip, error, hang, reset, say, some
 from mxlab import aio
@@ -164,44 +163,74 @@ async def test_f25_a_name_that_cannot_be_resolved_for_a_while_loses_nobody(run, 
 
 
 @pytest.fixture
-def certified(tmp_path, monkeypatch):
-    """``certified(name, is_trusted=…)`` → a server's context with a new certificate for this name."""
+def certified(tmp_path):
+    """``certified(name, from, until, digest)`` → a server's context, and the path of the authority that signed it."""
     tool = shutil.which("openssl")
     assert tool, "F-26 makes its certificates with the openssl command: install it"
 
-    def made(name, *, is_trusted):
-        key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-        command = [tool, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=bank", "-addext"]
-        command += [f"subjectAltName={name}", "-keyout", key, "-out", certificate]
-        subprocess.run(command, check=True, capture_output=True)
-        if is_trusted:
-            monkeypatch.setattr(
-                connector, "_SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=certificate)
-            )
+    def openssl(*arguments):
+        subprocess.run([tool, *map(str, arguments)], check=True, capture_output=True, cwd=tmp_path)
+
+    def made(name, begins="20200101000000Z", ends="20491231000000Z", digest="sha256"):
+        (tmp_path / "authority").mkdir()
+        (tmp_path / "index.txt").touch()
+        (tmp_path / "ca.cnf").write_text(
+            "[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = authority\ndatabase = index.txt\npolicy = any\n"
+            f"rand_serial = yes\n[any]\ncommonName = supplied\n[host]\nsubjectAltName = {name}\n"
+            "basicConstraints = critical,CA:false\nsubjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n"
+        )
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=authority", "-days", "9000",
+                "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=bank",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "asked.pem",
+        )
+        openssl("ca", "-batch", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-extensions", "host",
+                "-startdate", begins, "-enddate", ends, "-md", digest, "-in", "asked.pem", "-out", "bank.pem")  # fmt: skip
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        return context
+        if digest == "sha1":
+            context.set_ciphers("ALL:@SECLEVEL=0")  # for this server to offer it at all
+        context.load_cert_chain(tmp_path / "bank.pem", tmp_path / "key.pem")
+        return context, tmp_path / "ca.pem"
 
     return made
 
 
-@pytest.mark.parametrize(
-    ("name", "is_trusted"),
-    [("IP:127.0.0.1", False), ("DNS:example.com", True)],
-    ids=["self_signed", "wrong_host"],
-)
-async def test_f26_a_server_that_is_not_who_it_should_be_gets_no_request(certified, name, is_trusted):
-    """That a certificate has expired is not tried: the common openssl cannot make one."""
-    with FaultServer(users=3, tls=certified(name, is_trusted=is_trusted), speed=1000) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
+HERE = "IP:127.0.0.1"
+UNTRUSTED = {
+    "self_signed": ((HERE,), False),
+    "wrong_host": (("DNS:example.com",), True),
+    "expired": ((HERE, "20200101000000Z", "20200201000000Z"), True),
+    "not_yet": ((HERE, "20480101000000Z"), True),
+    "sha1": ((HERE, "20200101000000Z", "20491231000000Z", "sha1"), True),
+}
+
+
+@pytest.mark.parametrize("why", UNTRUSTED)
+async def test_f26_a_server_that_is_not_who_it_should_be_gets_no_request(certified, why):
+    """``self_signed`` is signed by an authority that nobody was told to trust."""
+    given, is_trusted = UNTRUSTED[why]
+    context, authority = certified(*given)
+    with FaultServer(users=3, tls=context, speed=1000) as server:
+        settings = server.settings(ca_file=authority if is_trusted else "")
+        snap = await aio.observe(server.tokens(), settings)
         assert server.arrivals == []
     assert dict(snap.coverage.reasons) == {"connect_failed": 3}
     assert not snap.requests["left"].any()
 
 
-async def test_f26_a_server_that_is_who_it_should_be_is_asked(certified, run):
-    with FaultServer(users=3, tls=certified("IP:127.0.0.1", is_trusted=True)) as server:
-        done = await run(server)
+async def test_f26_b102_a_server_of_an_authority_that_is_named_is_asked(certified, run):
+    context, authority = certified(HERE)
+    with FaultServer(users=3, tls=context) as server:
+        done = await run(server, ca_file=authority)
     assert done.coverage.answered == 3
 
 
