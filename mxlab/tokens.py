@@ -10,7 +10,9 @@ import inspect
 import os
 import random
 import re
+import secrets
 import stat
+import warnings
 from array import array
 from collections.abc import (
     AsyncGenerator,
@@ -25,11 +27,17 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
 from mxlab.errors import ConfigError
 
+_DIGEST_KEY = secrets.token_bytes(16)
+_SHOWN = 3
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
@@ -91,6 +99,10 @@ class SessionToken(Secret):
         """A keyed hash of the user where there is one, else of the token: 32 hex digits."""
         return pseudonym(key, self.user if self.user is not None else self._text)
 
+    def digest(self) -> int:
+        """64 bits that tell in this process whether two tokens are the same."""
+        return _digest(self._text)
+
     def belonging_to(self, user: str) -> "SessionToken":
         """The same token under this user's name."""
         return self if self.user == user else SessionToken(self._text, user=user, columns=self.columns)
@@ -99,6 +111,10 @@ class SessionToken(Secret):
 def pseudonym(key: bytes, text: str) -> str:
     """A keyed hash (BLAKE2b, 128 bits) that stands for a user in frames, stores and messages."""
     return blake2b(text.encode(), key=key, digest_size=16).hexdigest()
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), key=_DIGEST_KEY, digest_size=8).digest())
 
 
 Mint = Callable[[str], SessionToken | Awaitable[SessionToken]]
@@ -276,12 +292,62 @@ def _shuffled(size: int, rng: random.Random) -> "array[int]":
 def _listed(tokens: Sequence[SessionToken]) -> Source:
     if not tokens:
         raise ConfigError("tokens: the list is empty")
+    seen = _Seen()
+    for token in tokens:
+        _at_hand(token)
+        seen.add(token)
+    chosen = [tokens[index] for index in seen.each_once(lambda index: tokens[index].user)]
 
     async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
-        for index in _shuffled(len(tokens), rng):
-            yield _at_hand(tokens[index])
+        for index in _shuffled(len(chosen), rng):
+            yield _at_hand(chosen[index])
 
-    return Source(turns, len(tokens))
+    return Source(turns, len(chosen))
+
+
+class _Seen:
+    """Digests of tokens and their users, 16 bytes together, which tell what comes twice."""
+
+    def __init__(self) -> None:
+        self._users = array("Q")
+        self._tokens = array("Q")
+
+    def add(self, token: SessionToken) -> None:
+        """One more, in the source's order."""
+        self._users.append(0 if token.user is None else _digest(token.user))
+        self._tokens.append(token.digest())
+
+    def each_once(self, name: Callable[[int], str | None]) -> npt.NDArray[np.intp]:
+        """Indices of each user's last token, and of each token's last user; warns of the others by their names."""
+        users, tokens = (np.frombuffer(each, np.uint64) for each in (self._users, self._tokens))
+        is_old = _comes_again(users) & (users != 0)
+        left = np.flatnonzero(~is_old)
+        is_shared = _comes_again(tokens[left])
+        if is_old.any():
+            _warn(
+                f"{is_old.sum():,} users come again with a later token, which is used",
+                (name(int(index)) for index in np.flatnonzero(is_old)),
+            )
+        if is_shared.any():
+            last = {index: np.flatnonzero(tokens == tokens[index])[-1] for index in left[is_shared][:_SHOWN]}
+            _warn(
+                f"{is_shared.sum():,} tokens come again under another name, under which each is asked once",
+                (f"{name(int(first))} and {name(int(again))}" for first, again in last.items()),
+            )
+        return left[~is_shared]
+
+
+def _comes_again(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which are not the last of their kind."""
+    _, last = np.unique(keys[::-1], return_index=True)
+    again = np.ones(len(keys), bool)
+    again[len(keys) - 1 - last] = False
+    return again
+
+
+def _warn(what: str, names: Iterable[str | None]) -> None:
+    shown = ", ".join(str(name) for name in islice(names, _SHOWN))
+    warnings.warn(f"tokens: {what} ({shown}, …)", UserWarning, stacklevel=5)
 
 
 async def _each(tokens: Iterable[SessionToken]) -> AsyncGenerator[Turn, None]:
@@ -353,11 +419,18 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
     before = path.stat()
     problem = ""
     try:
-        header, offsets = _indexed(path)
+        header, offsets, seen = _indexed(path)
     except ConfigError as error:
         problem = str(error)
     if problem:
         raise ConfigError(problem)  # anew: the frames that found it hold a line of the file
+
+    def read(file: Any, index: int) -> SessionToken:
+        file.seek(offsets[index])
+        return _token(file.readline().decode("utf-8-sig").strip(), header, path, index + 1)
+
+    with path.open("rb") as file:
+        chosen = seen.each_once(lambda index: read(file, index).user)
 
     async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         with path.open("rb") as file:
@@ -368,16 +441,16 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
                 before.st_ino,
             ):
                 raise ConfigError(f"tokens: {path} changed since it was read; start again")
-            for index in _shuffled(len(offsets), rng):
-                file.seek(offsets[index])
-                yield _at_hand(_token(file.readline().decode("utf-8-sig").strip(), header, path, index + 1))
+            for index in _shuffled(len(chosen), rng):
+                yield _at_hand(read(file, chosen[index]))
 
-    return Source(turns, len(offsets))
+    return Source(turns, len(chosen))
 
 
-def _indexed(path: Path) -> "tuple[list[str] | None, array[int]]":
-    """The header, if there is one, and where each line with a token begins; every line is checked."""
+def _indexed(path: Path) -> "tuple[list[str] | None, array[int], _Seen]":
+    """The header, if there is one, where each line with a token begins, and what was seen; every line is checked."""
     header: list[str] | None = None
+    seen = _Seen()
     offsets = array("Q")
     with path.open("rb") as file:
         if file.read(4)[:2] in {b"\xff\xfe", b"\xfe\xff", b"PK", b"\x1f\x8b"}:
@@ -393,11 +466,11 @@ def _indexed(path: Path) -> "tuple[list[str] | None, array[int]]":
             if header is None and not offsets and _is_header(text):
                 header = _checked_header(text, path)
                 continue
-            _token(text, header, path, number)
+            seen.add(_token(text, header, path, number))
             offsets.append(offset)
     if not offsets:
         raise ConfigError(f"tokens: {path} holds no tokens")
-    return header, offsets
+    return header, offsets, seen
 
 
 def _lines(file: Any) -> Iterator[tuple[int, bytes]]:

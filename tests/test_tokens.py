@@ -105,16 +105,47 @@ async def test_a_plain_list_with_a_mark_keeps_its_first_line(file):
     assert {turn.token.reveal() for turn in await taken(file("\ufeffaaaa\nbbbb\n"))} == {"aaaa", "bbbb"}
 
 
-def test_b086_one_token_is_one_user_however_often_it_comes():
-    """The collection passes over a session that has had its turn; a session is the user's, else the token's."""
+def test_b086_b087_a_session_is_the_users_else_the_tokens():
+    """The collection passes over a session that has had its turn."""
     key = bytes(32)
     assert SessionToken("same").pseudonym(key) == SessionToken("same").pseudonym(key)
     assert SessionToken("same").pseudonym(key) != SessionToken("other").pseudonym(key)
-
-
-def test_b087_the_same_user_with_two_tokens_is_one_session():
-    key = bytes(32)
     assert SessionToken("a", user="u").pseudonym(key) == SessionToken("b", user="u").pseudonym(key)
+
+
+async def as_list(lines, file):
+    return [SessionToken(text, user=user or None) for text, user in lines]
+
+
+async def as_file(lines, file):
+    return file("token,user\n" + "".join(f"{text},{user}\n" for text, user in lines))
+
+
+@pytest.mark.parametrize("kind", [as_list, as_file])
+async def test_b086_a_token_under_two_names_is_asked_once_and_both_are_said(file, kind):
+    tokens = await kind([(CANARY, "ann"), ("other", "cid"), (CANARY, "bob")], file)
+    with pytest.warns(
+        UserWarning, match=r"tokens: 1 tokens come again under another name.*ann and bob"
+    ) as warned:
+        whole = source(tokens)
+    assert CANARY not in str(warned[0].message)
+    assert {turn.user: turn.token.reveal() for turn in await taken(whole)} == {"bob": CANARY, "cid": "other"}
+    assert len(whole) == 2
+
+
+@pytest.mark.parametrize("kind", [as_list, as_file])
+async def test_b087_of_a_user_with_two_tokens_the_later_is_used(file, kind):
+    tokens = await kind([("old", "ann"), ("x", "bob"), ("new", "ann"), ("new", "ann"), ("y", "")], file)
+    with pytest.warns(UserWarning, match=r"tokens: 2 users come again with a later token.*ann"):
+        whole = source(tokens)
+    assert {turn.user: turn.token.reveal() for turn in await taken(whole)} == {
+        "ann": "new", "bob": "x", None: "y"
+    }  # fmt: skip
+
+
+async def test_b086_b087_without_names_a_token_that_comes_twice_is_asked_once(file):
+    with pytest.warns(UserWarning, match="1 tokens come again"):
+        assert len(source(file("aaaa\nbbbb\naaaa\n"))) == 2
 
 
 @pytest.mark.slow
