@@ -420,11 +420,14 @@ async def _collect(
         finally:
             await writer.add(*collection.rest())
             await writer.flush()
+            manifest["schema_drift"] = collection.drift()
             manifest["asked_again"] = book.asked_again
             manifest["ended_at"] = _iso(settings.clock.time())
             manifest["simulated"] = writer.simulated or bool(book.manifest.get("simulated"))
             progress.phase = state
             await asyncio.to_thread(book.finish, manifest, snapshot().coverage, state)
+        for drift in collection.drift():
+            warnings.warn(drift, UserWarning, stacklevel=3)
         return snapshot()
 
 

@@ -124,8 +124,7 @@ def test_b075_a_new_field_is_kept_as_json_text():
     assert member.extra == '{"colour":{"r":1}}'
 
 
-@pytest.mark.parametrize("number", ["B-076", "B-111"])
-def test_fields_that_are_gone_are_null(number):
+def test_b076_b111_fields_that_are_gone_are_null():
     member, reason = read({"guid": "MBR-1", "connection_status": "CONNECTED"})
     assert reason is None
     assert (member.is_oauth, member.institution_code, member.use_cases, member.name) == (
@@ -200,3 +199,46 @@ async def test_a_job_guid_that_is_none_never_becomes_part_of_an_address(job):
     assert server.count() == {"list_members": 1}
     assert snap.coverage.answered == 1
     assert list(snap.members["most_recent_job_guid"]) == [job]
+
+
+def of_many(change, share=1.0):
+    """A fault: every reply's members, of a share of the users, as `change` makes them."""
+
+    async def changed(call):
+        status, value = call.server.outcome(call.arrival)
+        value["members"] = [change(record) for record in value["members"]]
+        await call.say(status, json.dumps(value).encode())
+
+    def fault(arrival):
+        chosen = int(arrival.user.removeprefix("user-")) < share * 100
+        return changed if arrival.endpoint == "list_members" and chosen else None
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("number", "gone"),
+    [("B-076", {"connection_status"}), ("B-111", {"is_oauth", "institution_code", "use_cases"})],
+)
+async def test_a_field_that_no_member_has_any_more_is_said_and_nothing_is_lost(number, gone):
+    fault = of_many(lambda record: {name: value for name, value in record.items() if name not in gone})
+    with pytest.warns(UserWarning, match=f"schema_drift: 0 of 200 members have {', '.join(sorted(gone))}$"):
+        snap = await whole_line(100, fault)
+    assert len(snap.members) == 200
+    assert len(snap.rejects) == 0
+    assert len(snap.manifest["schema_drift"]) == 1
+
+
+async def test_b077_a_field_that_changes_its_type_is_said_and_its_records_are_kept_as_rejects():
+    fault = of_many(lambda record: record | {"is_oauth": "yes"}, share=0.02)
+    with pytest.warns(UserWarning, match=r"schema_drift: 2\.0% of 200 records cannot be read \(is_oauth 4\)"):
+        snap = await whole_line(100, fault)
+    assert snap.coverage.answered == 100
+    assert (len(snap.members), len(snap.rejects)) == (196, 4)
+    assert all(json.loads(body)["is_oauth"] == "yes" for body in snap.rejects["body"])
+
+
+async def test_b077_one_record_in_a_hundred_is_no_drift():
+    snap = await whole_line(100, of_many(lambda record: record | {"is_oauth": "yes"}, share=0.01))
+    assert len(snap.rejects) == 2
+    assert snap.manifest["schema_drift"] == []

@@ -8,7 +8,7 @@ queue, ahead of new users, so that looks fall when they should.
 import asyncio
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from mxlab.exchange import Ending, Exchange, Intent, Progress, Verb
 from mxlab.fetch.client import NexusClient
 from mxlab.fetch.pace import Budget, Gate
 from mxlab.fetch.tracking import Call, Track
+from mxlab.nexus.members import FIELDS
 from mxlab.settings import Settings
 from mxlab.tokens import Mint, SessionToken, Source, Turn, made
 
@@ -26,6 +27,9 @@ _BATCH_SECONDS = 0.2
 _MOST_UNTAKEN = 5_000
 _FIRST_USERS = 100
 _MOST_EXPIRED = 20
+_ENOUGH_MEMBERS = 100
+_SHARE_UNREAD = 0.01
+_OFTEN_NULL = {"external_guid", "metadata"}
 
 
 class Journal(Protocol):
@@ -99,6 +103,44 @@ class _Trial:
         return is_held
 
 
+class _Drift:
+    """Whether the members still look as MX documents them, told by a run of enough of them."""
+
+    def __init__(self) -> None:
+        self._unseen = set(FIELDS) - _OFTEN_NULL
+        self._members = self._records = 0
+        self._unread: Counter[str] = Counter()
+
+    def hear(self, exchange: Exchange) -> None:
+        """Take in which records of a reply could not be read."""
+        if exchange.reply is not None:
+            self._records += len(exchange.reply.members) + len(exchange.rejects)
+            self._unread.update(reject.reason for reject in exchange.rejects if reject.reason != "guid_twice")
+
+    def see(self, ending: Ending) -> None:
+        """Take in which fields a user's members have."""
+        self._members += len(ending.members)
+        if self._unseen:
+            for each in ending.members:
+                self._unseen -= {name for name in self._unseen if getattr(each.member, name) is not None}
+
+    def found(self) -> list[str]:
+        """A sentence for each way in which they do not."""
+        said = []
+        if self._members >= _ENOUGH_MEMBERS and self._unseen:
+            said.append(
+                f"schema_drift: 0 of {self._members:,} members have {', '.join(sorted(self._unseen))}"
+            )
+        share = self._unread.total() / self._records if self._records else 0.0
+        if self._records >= _ENOUGH_MEMBERS and share > _SHARE_UNREAD:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self._unread.most_common(5))
+            said.append(
+                f"schema_drift: {share:.1%} of {self._records:,} records cannot be read ({reasons}); they are in the "
+                "rejects frame"
+            )
+        return said
+
+
 class Collection:
     """One run over a source.
 
@@ -133,6 +175,7 @@ class Collection:
         self._rng = random.Random(settings.seed)
         self._now = settings.clock.steady()
         self._trial = _Trial(source)
+        self._drift = _Drift()
         self._turn_lock = asyncio.Lock()
         self._due: deque[_User] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -172,6 +215,10 @@ class Collection:
                 await asyncio.gather(*workers, return_exceptions=True)
                 for timer in self._timers:
                     timer.cancel()
+
+    def drift(self) -> list[str]:
+        """Ways in which the members do not look as MX documents them; a sentence each."""
+        return self._drift.found()
 
     def rest(self) -> Batch:
         """What came since the last batch; after a stop, the last there is."""
@@ -262,6 +309,7 @@ class Collection:
     def _end(self, ending: Ending) -> None:
         self._endings.append(ending)
         self._progress.count(ending)
+        self._drift.see(ending)
         self._progress.following -= 1
 
     def _release(self) -> None:
@@ -328,6 +376,7 @@ class Collection:
             if call.endpoint.starts_jobs and (error is None or user.track.is_unstarted):
                 self._journal.answered(user.session, exchange.replied_at if error is None else None)
             self._hear(user, exchange)
+            self._drift.hear(exchange)
             self._exchanges.append(exchange)
             self._progress.requests += 1
             if len(self._exchanges) >= _MOST_UNTAKEN:
