@@ -26,12 +26,13 @@ from mxlab.exchange import Ending, Exchange, Intent, Verb
 from mxlab.fetch.collect import Collection
 from mxlab.frames import Coverage, Snapshot
 from mxlab.portal import watch
-from mxlab.settings import Settings
+from mxlab.settings import Clock, Settings
 from mxlab.store import Ledger, Store
 from mxlab.tokens import Source, Tokens, sampled, source
 
 _BATCH_ROWS = 10_000
 _BATCH_SECONDS = 10.0
+_RELEASED = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
 
 
 async def aggregate(
@@ -82,6 +83,7 @@ async def aggregate(
                 "aggregate off loopback needs max_users, the run's ceiling, in its settings"
             )
     _warn_of_age(users, settings)
+    _warn_of_clock(settings)
     return await _collect("aggregate", users, settings, store, run)
 
 
@@ -100,6 +102,7 @@ async def observe(
     """
     users = _users(tokens, settings, sample)
     _warn_of_age(users, settings)
+    _warn_of_clock(settings)
     return await _collect("observe", users, settings, store, run)
 
 
@@ -110,6 +113,16 @@ def _warn_of_age(users: Source, settings: Settings) -> None:
         warnings.warn(
             f"{users.size:,} session tokens at hand: at {settings.hard_rate:g} requests a second about {fresh:,} users "
             "can be served before the tokens are 30 minutes old; use sso_tokens or minted for more",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_clock(settings: Settings) -> None:
+    """Say that the machine's clock is wrong: certificates and ages hang on it."""
+    if settings.clock == Clock() and (now := settings.clock.time()) < _RELEASED:
+        warnings.warn(
+            f"clock: this machine says that it is {_iso(now)}; set it, or certificates fail and ages are wrong",
             UserWarning,
             stacklevel=3,
         )

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -79,10 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that names the nearest option to one that it does not know."""
+
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        """As its parent's, but that an option left over is an error here, where the others are known."""
+        options, rest = super().parse_known_args(*given, **named)
+        for word in rest:
+            name = word.partition("=")[0]
+            if name.startswith("--"):
+                near = get_close_matches(name, self._option_string_actions, 1, cutoff=0.0)
+                self.error(f"there is no option {name}; did you mean {near[0]}?")
+        return options, rest
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mxlab", description="Connection health of MX members, for many users."
-    )
+    parser = _Parser(prog="mxlab", description="Connection health of MX members, for many users.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:

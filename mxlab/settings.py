@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from mxlab.errors import ConfigError
 
+_LONGEST_LOOK_SECONDS = 1200.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -101,7 +102,9 @@ class Settings:
         900.0, "how long one user is followed, or waited for while MX is in trouble"
     )
     first_look_seconds: float = _seconds(3.0, "when to look first; MX asks for at least 3 s")
-    longest_look_seconds: float = _seconds(30.0, "the longest gap between looks")
+    longest_look_seconds: float = _seconds(
+        30.0, "the longest gap between looks; 1,200 at the most, lest sessions expire"
+    )
     attempts: int = _said(
         4,
         "tries of a read, and of a start that MX refused without acting; those that fail while MX is in trouble are not counted",
@@ -153,6 +156,11 @@ class Settings:
             _check_positive("requests_per_second", self.requests_per_second)
         if self.max_users is not None and (type(self.max_users) is not int or self.max_users < 1):
             raise ConfigError(f"max_users: {self.max_users!r} must be a whole number, 1 or more")
+        if self.longest_look_seconds > _LONGEST_LOOK_SECONDS:
+            raise ConfigError(
+                f"longest_look_seconds: {self.longest_look_seconds} is above {_LONGEST_LOOK_SECONDS:g}: a session that is not "
+                "used for 30 minutes expires, and a pause that MX asks for may come on top"
+            )
         if self.longest_look_seconds < self.first_look_seconds:
             raise ConfigError(
                 f"longest_look_seconds: {self.longest_look_seconds} is below first_look_seconds "

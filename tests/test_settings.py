@@ -47,6 +47,7 @@ REFUSED = {
     "B-095-nan": ("first_look_seconds", math.nan, "positive"),
     "B-095-text": ("reply_timeout_seconds", "60", "positive"),
     "B-095-order": ("longest_look_seconds", 1.0, "first_look_seconds"),
+    "longest-look": ("longest_look_seconds", 1201.0, "expires"),
     "B-096": ("include_holdings", "false", "True or False"),
     "B-096-one": ("include_transactions", 1, "True or False"),
     "B-096-none": ("allow_aggregate", None, "True or False"),

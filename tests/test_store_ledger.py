@@ -64,7 +64,7 @@ class TestNames:
             "-a",
         ],
     )
-    def test_what_is_no_run_name_is_refused(self, store: Store, name: str) -> None:
+    def test_b097_what_is_no_run_name_is_refused(self, store: Store, name: str) -> None:
         with pytest.raises(ConfigError, match=r"is no run name; give 1 to 64 of a-z"):
             store.begin(name, MANIFEST)
         assert not store.path.exists()
@@ -85,7 +85,7 @@ class TestNames:
 
 
 class TestResuming:
-    def test_what_was_begun_otherwise_is_refused_with_the_difference(self, store: Store) -> None:
+    def test_b098_what_was_begun_otherwise_is_refused_with_the_difference(self, store: Store) -> None:
         written(store, "r1")
         for name, value, message in (
             ("verb", "observe", "verb 'aggregate', now 'observe'"),
@@ -411,7 +411,7 @@ class TestFolders:
         assert not list(store.path.iterdir())
 
     @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse", "fuse.sshfs"])
-    def test_a_network_disk(
+    def test_b104_a_network_disk(
         self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         device = tmp_path.stat().st_dev
@@ -426,7 +426,7 @@ class TestFolders:
             store.begin("r1", MANIFEST)
         assert not store.path.exists()
 
-    def test_little_space_is_a_warning(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_b105_little_space_is_a_warning(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             mxlab.store.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 999_999_999)
         )
@@ -443,7 +443,7 @@ class TestFolders:
 
 
 class TestVersions:
-    def test_a_newer_store_is_read_and_not_written(self, store: Store) -> None:
+    def test_b099_a_newer_store_is_read_and_not_written(self, store: Store) -> None:
         written(store, "r1")
         with sqlite3.connect(store.path / "runs" / "r1.db") as other:
             other.execute(f"PRAGMA user_version = {ledgers.FORMAT + 1}")

@@ -9,6 +9,7 @@ which would hold the headers, leaves this module.
 
 import asyncio
 import ssl
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, NoReturn, Self
 import aiohttp
 from yarl import URL
 
-from mxlab.errors import BadReply, ConnectFailed, ConnectionLost, NexusError, ReplyTimeout
+from mxlab.errors import BadReply, ConfigError, ConnectFailed, ConnectionLost, NexusError, ReplyTimeout
 from mxlab.exchange import Exchange
 from mxlab.nexus.members import Reject
 from mxlab.nexus.protocol import (
@@ -36,6 +37,10 @@ from mxlab.nexus.protocol import (
 from mxlab.settings import Settings
 from mxlab.tokens import SessionToken
 
+if sys.platform != "win32":
+    import resource
+
+_OTHER_FILES = 100
 _LARGE_BYTES = (
     128 * 2**10
 )  # reading more would hold up the loop; one at a time, or memory would not be bounded
@@ -78,6 +83,7 @@ class Wire:
         self._settings = settings
 
     async def __aenter__(self) -> Self:
+        _make_room(self._settings.concurrency + _OTHER_FILES)
         trace = aiohttp.TraceConfig()
         trusted: ssl.SSLContext | bool = True
         if self._settings.ca_file:
@@ -132,6 +138,21 @@ class Wire:
         sent.seconds = time.perf_counter() - started
         if failure is not None:
             raise failure
+
+
+def _make_room(files: int) -> None:
+    """Let this process open so many files, within what the machine allows it."""
+    if sys.platform == "win32":  # no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= files or soft == resource.RLIM_INFINITY:
+        return
+    if hard < files and hard != resource.RLIM_INFINITY:
+        raise ConfigError(
+            f"concurrency: {files - _OTHER_FILES} connections need {files} open files, and this machine allows the process "
+            f"{hard}: lower concurrency, or raise the limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, sent: Sent) -> None:

@@ -23,6 +23,7 @@ from mxlab.nexus.protocol import MEDIA_TYPE, decoded, refusal
 from mxlab.settings import Settings
 from mxlab.tokens import Mint, Secret, SessionToken, Source, minting, read_private
 
+_SHORTEST_KEY = 12
 SSO_MEDIA_TYPE = "application/vnd.moneydesktop.sso.v3+json"
 
 
@@ -96,7 +97,7 @@ def _read_key(key: Secret | str | os.PathLike[str] | None, client_id: str) -> Se
     if isinstance(key, Secret):
         return key
     if key is not None:
-        return Secret(read_private(key, "key").read_text("utf-8-sig").strip())
+        return _checked_key(read_private(key, "key").read_text("utf-8-sig").strip(), f"{key}")
     try:
         import keyring  # noqa: PLC0415 - an optional package, asked for when a key is
     except ImportError:
@@ -109,7 +110,21 @@ def _read_key(key: Secret | str | os.PathLike[str] | None, client_id: str) -> Se
         raise ConfigError(
             "key: none in the keyring and nobody to ask; give the path of a file of mode 0600 that holds the API key"
         )
-    return Secret(found)
+    return _checked_key(found.strip(), "what was given")
+
+
+def _checked_key(text: str, where: str) -> Secret:
+    """The key, unless it is too short or a placeholder; only its length is told."""
+    if len(text) < _SHORTEST_KEY or text.startswith("<"):
+        raise ConfigError(
+            f"key: {where} holds {len(text)} characters that are no API key; MX's are longer than that"
+        )
+    try:
+        return Secret(text)
+    except ConfigError:
+        raise ConfigError(
+            f"key: {where} holds {len(text)} characters; a key is one line of printable ASCII"
+        ) from None
 
 
 class _Sessions:
