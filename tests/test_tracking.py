@@ -9,9 +9,17 @@ import random
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import Phase
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec import structs
 
 from mxlab import errors
@@ -310,6 +318,68 @@ class TestManyLives(Life.TestCase):
 
     pytestmark = pytest.mark.slow
     settings = effort(max_examples=3000, stateful_step_count=40, deadline=None)
+
+
+def restart_blindly(monkeypatch):
+    """After a lost response the start is sent again without a look."""
+    started = Track._started
+
+    def blind(track, exchange):
+        started(track, exchange)
+        if exchange.error is not None and exchange.error.may_have_acted:
+            track._start(exchange.replied_at)
+
+    monkeypatch.setattr(Track, "_started", blind)
+
+
+def look_once(monkeypatch):
+    """One read that shows nothing is enough: a job that shows late is started twice."""
+    cleared = Track._cleared
+
+    def hasty(track, exchange):
+        track._still_reads = 1
+        cleared(track, exchange)
+
+    monkeypatch.setattr(Track, "_cleared", hasty)
+
+
+def forget_the_sends(monkeypatch):
+    """A later life of the run does not know how often a start was sent."""
+    resume = Track._resume
+    monkeypatch.setattr(
+        Track, "_resume", lambda track, intent: resume(track, structs.replace(intent, sends=0))
+    )
+
+
+def forget_the_intent(monkeypatch):
+    """A later life begins anew."""
+    monkeypatch.setattr(Track, "_resume", lambda *_: None)
+
+
+def take_a_lost_connection_for_a_refusal(monkeypatch):
+    """It is sent again as if it could not have acted."""
+    monkeypatch.setattr(errors.ConnectionLost, "may_have_acted", False)
+
+
+MUTANTS = [
+    restart_blindly,
+    look_once,
+    forget_the_sends,
+    forget_the_intent,
+    take_a_lost_connection_for_a_refusal,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_machine_finds_a_track_that_starts_too_often(mutant, monkeypatch):
+    """The test of the test: each of these breaks the rule of one start that acts and two that arrive."""
+    mutant(monkeypatch)
+    found = effort(
+        max_examples=2000, stateful_step_count=15, deadline=None, database=None, phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )  # fmt: skip
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Life, settings=found)
 
 
 def a_track(verb="aggregate", **known):
