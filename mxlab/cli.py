@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -69,10 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mxlab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "mxlab: stopped; what was collected is kept, and the same --run goes on from there",
-            file=sys.stderr,
-        )
+        print("mxlab: stopped; what was collected is kept", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has enough
@@ -277,15 +275,15 @@ def _tokens(options: argparse.Namespace) -> Source:
 
 
 def _collect(options: argparse.Namespace, door: Callable[..., Snapshot], settings: Settings) -> int:
-    with _Bar() as bar:
-        snap = door(
-            _tokens(options),
-            settings,
-            store=Store(options.store),
-            run=options.run,
-            sample=options.sample,
-            tick=bar,
-        )
+    store = Store(options.store)
+    try:
+        with _Bar() as bar:
+            snap = door(
+                _tokens(options), settings, store=store, run=options.run, sample=options.sample, tick=bar
+            )
+    except KeyboardInterrupt:
+        _say_what_was_done(store, options.run)
+        raise
     if options.json:
         coverage = snap.coverage
         facts = {
@@ -296,6 +294,16 @@ def _collect(options: argparse.Namespace, door: Callable[..., Snapshot], setting
     else:
         _print_outcome(snap)
     return 0 if snap.coverage.answered == snap.coverage.asked else 1
+
+
+def _say_what_was_done(store: Store, run: str | None) -> None:
+    """How far a run came that was stopped, and how it goes on."""
+    with suppress(StoreError):  # stopped before there was any
+        snap = store.load(run)
+        print(
+            f"mxlab: run {snap.manifest['run']}: {snap.coverage}; go on with --run {snap.manifest['run']}",
+            file=sys.stderr,
+        )
 
 
 def _print_outcome(snap: Snapshot) -> None:

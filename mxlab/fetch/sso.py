@@ -17,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 from yarl import URL
 
-from mxlab.errors import BadReply, ConfigError
+from mxlab.errors import BadReply, ConfigError, Forbidden, SessionExpired
 from mxlab.fetch.client import Sent, Wire
 from mxlab.nexus.protocol import MEDIA_TYPE, decoded, refusal
 from mxlab.settings import Settings
@@ -139,7 +139,13 @@ class _Sessions:
     async def mint(self, user: str) -> SessionToken:
         """A session token for the user, without starting an aggregation."""
         url = URL(f"{self._api_token_url}{quote(user, safe='')}/api_token", encoded=True)
-        answer = await self._ask("GET", url, "MD-API-KEY", self._key, SSO_MEDIA_TYPE, None)
+        try:
+            answer = await self._ask("GET", url, "MD-API-KEY", self._key, SSO_MEDIA_TYPE, None)
+        except (SessionExpired, Forbidden) as error:
+            raise ConfigError(
+                f"key: MX's SSO refuses it ({error.status_code}), so the run stopped and gave no user up; it is another "
+                "environment's key, or your address is not on MX's list"
+            ) from None
         api_token = Secret(_decode(answer, _ApiToken).api_token.token)
         body = b'{"session":{"skip_aggregation":true}}'
         answer = await self._ask("POST", self._sessions_url, "MD-API-TOKEN", api_token, MEDIA_TYPE, body)
