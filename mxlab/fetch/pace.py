@@ -14,6 +14,7 @@ from mxlab.errors import ConnectFailed, NexusError, RateLimited, Unavailable
 
 _DECREASE = 0.7
 _INCREASE = 4.0
+_NEAR = 0.9
 _SLOW_SECONDS = 5.0
 _MOST_TOKENS = 500
 _COST = 14
@@ -51,6 +52,7 @@ class Gate:
         self._smooth_seconds: float | None = None
         self._doubling = True
         self._cut_at = -math.inf
+        self._congested_at = math.inf
         self.limit = float(min(start, ceiling))
         self.in_flight = 0
         self.most_in_flight = 0
@@ -108,7 +110,10 @@ class Gate:
         elif error is None:
             self._smooth_seconds = seconds if usual is None else usual + 0.1 * (seconds - usual)
             if self.in_flight * 2 >= self.limit:
-                step = 1.0 if self._doubling else _INCREASE / self.limit
+                is_near = (
+                    self.limit > _NEAR * self._congested_at
+                )  # from there on one more a round trip, to probe
+                step = 1.0 if self._doubling else (1.0 if is_near else _INCREASE) / self.limit
                 self.limit = min(self.limit + step, self._ceiling)
         self._give_back()
 
@@ -123,6 +128,7 @@ class Gate:
         now = asyncio.get_running_loop().time()
         if now - self._cut_at >= (self._smooth_seconds or 0.0) + 0.1:
             self._cut_at = now
+            self._congested_at = self.limit
             self._doubling = False
             self.limit = max(1.0, self.limit * factor)
 

@@ -365,6 +365,7 @@ class FaultServer:
         self.most_at_once = 0
         self._at_once = 0
         self._nth = Counter()
+        self._timers = []
         self._began = time.monotonic()
 
     def __enter__(self):
@@ -375,6 +376,8 @@ class FaultServer:
         return self
 
     def __exit__(self, *_):
+        for timer in self._timers:
+            timer.cancel()
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
 
@@ -418,6 +421,7 @@ class FaultServer:
         timer = threading.Timer(seconds, what)
         timer.daemon = True
         timer.start()
+        self._timers.append(timer)
 
     @property
     def url(self):
