@@ -98,12 +98,7 @@ def _read_key(key: Secret | str | os.PathLike[str] | None, client_id: str) -> Se
         return key
     if key is not None:
         return _checked_key(read_private(key, "key").read_text("utf-8-sig").strip(), f"{key}")
-    try:
-        import keyring  # noqa: PLC0415 - an optional package, asked for when a key is
-    except ImportError:
-        found = None
-    else:
-        found = keyring.get_password("mxlab", client_id)
+    found = _kept_key(client_id)
     if found is None and sys.stdin is not None and sys.stdin.isatty():
         found = getpass.getpass(f"MX API key of {client_id}: ")
     if not found:
@@ -111,6 +106,19 @@ def _read_key(key: Secret | str | os.PathLike[str] | None, client_id: str) -> Se
             "key: none in the keyring and nobody to ask; give the path of a file of mode 0600 that holds the API key"
         )
     return _checked_key(found.strip(), "what was given")
+
+
+def _kept_key(client_id: str) -> str | None:
+    """The keyring's entry, where the package is installed and the machine has a keyring."""
+    try:
+        import keyring  # noqa: PLC0415 - an optional package, asked for when a key is
+    except ImportError:
+        return None
+    try:
+        found: str | None = keyring.get_password("mxlab", client_id)
+    except keyring.errors.KeyringError:  # none on this machine, or locked: the prompt is next
+        return None
+    return found
 
 
 def _checked_key(text: str, where: str) -> Secret:
