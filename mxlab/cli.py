@@ -42,6 +42,7 @@ _LINE_SECONDS = 5.0
 _JUPYTER = Path(__file__).with_name("jupyter")
 _JUPYTERLAB = (
     "--ServerApp.ip=127.0.0.1",
+    "--LabApp.default_url=/lab/tree/01_quickstart.ipynb",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.news_url=",
     "--LabApp.extension_manager=readonly",

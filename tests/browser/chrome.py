@@ -11,8 +11,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import pytest
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: The marks of every test that needs it.
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        BINARY is None, reason="NO CHROMIUM: apt-get install chromium, or these tests prove nothing"
+    ),
+]
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -75,14 +83,15 @@ class Page:
         elif method == "Log.entryAdded" and seen["entry"]["level"] == "error":
             self.errors.append(f"{seen['entry']['text']} {seen['entry'].get('url', '')}")
 
-    async def open(self, address, *, width=1400, height=1000):
-        """Go there in a window of this size."""
+    async def open(self, address, *, width=1400, height=1000, first=""):
+        """Go there in a window of this size; a script may run before any of the page's own."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
         await self.resize(width, height)
+        await self.call("Page.addScriptToEvaluateOnNewDocument", source=first)
         await self.call("Page.navigate", url=address)
 
     async def resize(self, width, height):
@@ -126,8 +135,18 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, **known)
 
-    async def picture(self):
-        """What is in the window, as PNG."""
+    async def choose(self, css, text):
+        """Choose the option of this text in a drop-down."""
+        await self.evaluate(f"""(() => {{
+          const list = document.querySelector({css!r});
+          list.selectedIndex = [...list.options].findIndex(option => option.text === {text!r});
+          list.dispatchEvent(new Event('change', {{bubbles: true}}));
+        }})()""")
+
+    async def picture(self, css=None):
+        """What is in the window as PNG, scrolled to the first element of a selector where one is given."""
+        if css is not None:
+            await self.evaluate(f"document.querySelector({css!r})?.scrollIntoView() ?? true")
         shot = await self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(shot["data"])
 

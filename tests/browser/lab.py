@@ -52,8 +52,18 @@ async def lab(folder, *notebooks):
             await answers(f"http://127.0.0.1:{port}/api")
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.terminate()
-            await process.wait()
+            await ended(process)
+
+
+async def ended(process):
+    """End a server, at once where it does not by itself."""
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), 15)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def folders(folder):
