@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from mxlab.analysis._inputs import (
     NOT_KNOWN,
@@ -16,12 +16,17 @@ from mxlab.analysis._inputs import (
     answered,
     described,
     groups,
+    strings,
     table,
 )
 from mxlab.analysis._intervals import adjusted, wilson
 
 #: The variance of standard normal values that are clipped at their tenths.
 CLIPPED_VARIANCE = 0.678
+#: A deviation beyond so many standard deviations is an outage rather than a sign of restless times.
+CUT = 2.5
+#: How alike the jobs of a window are taken to be before the data speak, and how many institutions' word that has.
+USUAL_DISPERSION, PRIOR_INSTITUTIONS = 0.01, 5.0
 
 _COLUMNS = ("institution", "who_must_act", "aggregated_at", "seen_at")
 _SCAN = {
@@ -34,9 +39,11 @@ _SCAN = {
     "baseline_n": "int64",
     "baseline_share": "float64",
     "expected": "float64",
+    "dispersion": "float64",
     "p_value": "float64",
     "q_value": "float64",
     "is_alarm": "bool",
+    "is_family": "bool",
 }
 _FUNNEL = {
     "n": "int64",
@@ -84,7 +91,7 @@ def outage_scan(
     by: str = "institution",
     families: Mapping[str, str] | None = None,
     windows_hours: Sequence[float] = (1.0, 6.0, 24.0),
-    dispersion: float = 0.01,
+    dispersion: float | None = None,
     fdr: float = 0.05,
     coverage: Coverage | None = None,
 ) -> pd.DataFrame:
@@ -96,96 +103,109 @@ def outage_scan(
         The `members` frame; uses ``aggregated_at`` (the start of a member's last job), ``seen_at``,
         ``who_must_act`` (a job failed where MX or the bank must act), ``user_state`` and the column of `by`.
     baseline
-        A `members` frame of an earlier run. Without one the past is the jobs of this frame from before the
-        longest window; where there are none, as after an `aggregate`, each is held against all, now.
+        A `members` frame of an earlier run, the better past. Without one the past is the jobs of this frame from
+        before the longest window, and what all institutions share, now, cannot show; where there are none, as
+        after an `aggregate`, each is held against all.
     by
         What is scanned: ``institution``, ``institution_guid``, …
     families
-        From a value of `by` to the family that it is pooled in: MX has several institutions for one bank.
+        From a value of `by` to its family: MX has several institutions for one bank. A family is scanned beside
+        its members; `institution_families` suggests some.
     windows_hours
         Each is tested; more hours win power at small institutions.
     dispersion
-        How alike the jobs of one window are even in calm times (intra-class correlation).
+        How alike the jobs of one window are even in calm times (intra-class correlation). Estimated where None.
     fdr
-        False-discovery rate over all institutions and windows.
+        False-discovery rate over everything that is scanned.
     coverage
         Kept in ``attrs``.
 
     Returns
     -------
     pandas.DataFrame
-        One row is one institution in one window with at least one job, the least explicable first.
+        One row is one institution (or family) in one window with at least one job, the least explicable first.
 
         =========================  =======  =============================================================
-        [by]                       string   the institution, or its family
+        [by]                       string   the institution, or the family
         window_hours               float64  the window's length; it ends at the last ``seen_at``
         n, failures                int64    jobs begun in it, and how many ended with MX or the bank to act
         share, low, high           float64  failures / n with its 95 % Wilson interval
-        baseline_n                 int64    jobs of the past
-        baseline_share             float64  its own past share, shrunken to all institutions' by its size
+        baseline_n                 int64    jobs of its past
+        baseline_share             float64  its usual share at jobs of this age, shrunken to all institutions'
         expected                   float64  failures that the past explains
-        p_value, q_value           float64  of so many failures or more; adjusted for all that is scanned
+        dispersion                 float64  intra-class correlation that the test allows for in calm times
+        p_value, q_value           float64  of so many failures or more; adjusted for all windows and institutions
         is_alarm                   bool     q_value ≤ `fdr`
+        is_family                  bool     a family, not one institution
         =========================  =======  =============================================================
+
+        ``attrs``: ``until``, ``scanned``, ``has_past``, ``fdr``, ``by``, ``coverage``.
 
     Notes
     -----
-    The past share of each institution has a beta posterior under a beta prior fitted to all (empirical Bayes),
-    so failures in the window are beta-binomial; Benjamini–Hochberg over everything. Fixed thresholds and
-    z-scores raise tens of false alarms a scan over 600 institutions.
+    A member shows its last job only, and those that failed are repeated later: old last jobs are mostly failures.
+    So the past of an institution is its failures over those that jobs of the same ages have elsewhere, under a
+    gamma prior fitted to all (empirical Bayes: D. B. Clayton, J. Kaldor, Biometrics 43 (1987) 671,
+    doi:10.2307/2532003); times the share of its window's ages. Failures in the window are then beta-binomial; how
+    far calm institutions stray from their past is read off all of them, large deviations cut (an empirical null: B.
+    Efron, J. Am. Stat. Assoc. 99 (2004) 96, doi:10.1198/016214504000000089; the cut: P. J. Huber, Ann. Math. Stat. 35
+    (1964) 73, doi:10.1214/aoms/1177703732). Benjamini–Hochberg over institutions, their windows brought together by
+    Simes' test: everything is ranked, only what passes is an alarm. Fixed thresholds and z-scores raise tens of false alarms a scan over 600 institutions.
     """
     rows = answered(members, "outage_scan", *{*_COLUMNS, by})
-    past = rows if baseline is None else answered(baseline, "outage_scan", *{*_COLUMNS, by})
+    windows = np.sort(np.asarray(windows_hours, dtype=np.float64))
+    edges = np.concatenate([[0.0], windows, windows[-1] * np.array([2.0, 4.0, 8.0]), [np.inf]])
     until = rows["seen_at"].max()
-    age = _hours_before(rows, until)
-    label, failed = _labels(rows, by, families), _failed(rows)
-    old = age > max(windows_hours) if baseline is None else np.ones(len(past), bool)
-    past_label, past_failed = (
-        (label, failed) if baseline is None else (_labels(past, by, families), _failed(past))
-    )
-    history = _counts(past_label[old], past_failed[old])
-    names = sorted(set(label[age <= max(windows_hours)].tolist()) - {NOT_KNOWN})
-    known = history if history["n"].sum() else _counts(label[np.isfinite(age)], failed[np.isfinite(age)])
-    prior = _beta_prior(known["n"].to_numpy(dtype=np.float64), known["failures"].to_numpy(dtype=np.float64))
+    frames = [rows] if baseline is None else [rows, answered(baseline, "outage_scan", *{*_COLUMNS, by})]
+    units = _Units(frames, by, families or {})
+    n, k = units.counts(0, edges)
+    past_n, past_k = units.counts(len(frames) - 1, edges)
+    if baseline is None:
+        past_n[:, : len(windows)] = past_k[:, : len(windows)] = 0
+    usual = _share(past_k[units.single].sum(axis=0), past_n[units.single].sum(axis=0))
+    observed, expected = past_k.sum(axis=1), past_n @ usual
+    factor, strength = _own_factor(observed, expected, units.single)
     parts = []
-    for hours in windows_hours:
-        inside = (age <= hours) & (age >= 0)
-        part = _counts(label[inside], failed[inside]).reindex(names).dropna()
-        parts.append(part.assign(window_hours=float(hours)))
-    found = (
-        pd.concat(parts)
-        if names
-        else pd.DataFrame(columns=["n", "failures", "window_hours"], dtype="float64")
+    for place, hours in enumerate(windows):
+        jobs, failures = (counts[:, : place + 1].sum(axis=1) for counts in (n, k))
+        all_jobs, all_failures = jobs[units.single].sum(), failures[units.single].sum()
+        others = _share(all_failures - failures, all_jobs - jobs)
+        then = (
+            others
+            if baseline is None
+            else _share(*(part[units.single, : place + 1].sum() for part in (past_k, past_n)))
+        )
+        alike = _dispersion(jobs, failures, np.clip(factor * others, 1e-6, 0.95), strength, units.single)
+        alike = alike if dispersion is None else dispersion
+        share = np.clip(factor * then, 1e-6, 0.95)
+        spread = _spread(share, strength, alike)
+        there = np.flatnonzero(jobs)
+        part = pd.DataFrame(
+            {"unit": there, "window_hours": hours, "n": jobs[there], "failures": failures[there]}
+        )
+        part["baseline_n"], part["baseline_share"] = past_n.sum(axis=1)[there], share[there]
+        part["dispersion"], part["a"] = alike, (share * (1 / spread - 1))[there]
+        part["b"] = ((1 - share) * (1 / spread - 1))[there]
+        parts.append(part)
+    found = pd.concat(parts, ignore_index=True)
+    jobs, failures, share = (
+        found[name].to_numpy(dtype=np.float64) for name in ("n", "failures", "baseline_share")
     )
-    own = history.reindex(found.index).fillna(0.0)
-    a, b = prior[0] + own["failures"].to_numpy(), prior[1] + (own["n"] - own["failures"]).to_numpy()
-    trust = np.minimum(1.0, (1 / dispersion - 1) / (a + b)) if dispersion > 0 else 1.0
-    n, k = found["n"].to_numpy(dtype=np.float64), found["failures"].to_numpy(dtype=np.float64)
-    p_value = _at_least(k, n, a * trust, b * trust)
-    q_value = adjusted(p_value)
-    low, high = wilson(k, n)
-    values = (
-        found["window_hours"],
-        n,
-        k,
-        k / np.maximum(n, 1),
-        low,
-        high,
-        own["n"],
-        a / (a + b),
-        n * a / (a + b),
+    found["share"], found["expected"] = failures / np.maximum(jobs, 1), jobs * share
+    found["low"], found["high"] = wilson(failures, jobs)
+    found["p_value"] = _at_least(failures, jobs, found["a"].to_numpy(), found["b"].to_numpy())
+    found["q_value"] = _by_unit(
+        found["p_value"].to_numpy(dtype=np.float64), found["unit"].to_numpy(dtype=np.int64)
     )
-    frame = pd.DataFrame(
-        dict(zip(_SCAN, (*values, p_value, q_value, q_value <= fdr), strict=True)), index=found.index
-    )
-    frame.insert(0, by, frame.index.to_numpy())
-    frame = frame.astype({by: STRING, **_SCAN}).sort_values(["is_alarm", "p_value"], ascending=[False, True])
-    frame = frame.reset_index(drop=True)
-    moment = None if pd.isna(until) else until.isoformat()
+    found["is_alarm"] = found["q_value"] <= fdr
+    found["is_family"] = ~units.single[found["unit"].to_numpy(dtype=np.int64)]
+    names = pd.Series(strings(units.names[unit] for unit in found["unit"]))
+    frame = found.assign(**{by: names})[[by, *_SCAN]].astype({by: STRING, **_SCAN})
+    frame = frame.sort_values(["is_alarm", "p_value"], ascending=[False, True]).reset_index(drop=True)
     frame.attrs = {
-        "until": moment,
-        "scanned": len(names),
-        "has_past": bool(history["n"].sum()),
+        "until": None if pd.isna(until) else until.isoformat(),
+        "scanned": int(frame[by].nunique()),
+        "has_past": bool(expected.sum() > 0),
         "fdr": fdr,
         "by": by,
         "coverage": described(coverage),
@@ -506,24 +526,120 @@ def _hours_before(rows: pd.DataFrame, until: pd.Timestamp) -> Floats:
     return np.where(np.isnan(hours), np.inf, hours)
 
 
-def _labels(
-    rows: pd.DataFrame, by: str, families: Mapping[str, str] | None
-) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    positions, group, names = groups(rows, by, "outage_scan")
-    pooled = [(families or {}).get(name, name) for name in names]
-    return (
-        np.array(pooled, dtype=object)[group[np.argsort(positions, kind="stable")]]
-        if len(rows)
-        else np.zeros(0, object)
-    )
+class _Units:
+    """What is scanned: the values of a column in some frames, and the families that some of them are pooled in.
+
+    Attributes
+    ----------
+    names
+        Of all, the families last.
+    single
+        Whether each is one value, not a family.
+    """
+
+    def __init__(self, frames: Sequence[pd.DataFrame], by: str, families: Mapping[str, str]) -> None:
+        self._frames = frames
+        parts = [groups(rows, by, "outage_scan") for rows in frames]
+        values = list(dict.fromkeys(name for _, _, names in parts for name in names if name != NOT_KNOWN))
+        pooled = list(dict.fromkeys(families[name] for name in values if name in families))
+        self.names = [*values, *pooled]
+        self.single = np.arange(len(self.names)) < len(values)
+        self._family = np.array(
+            [
+                len(values) + pooled.index(families[name]) if name in families else -1
+                for name in [*values, NOT_KNOWN]
+            ]
+        )
+        place = {name: number for number, name in enumerate(values)}
+        self._rows = [
+            (positions, np.array([place.get(name, -1) for name in names], dtype=np.int64)[group])
+            for positions, group, names in parts
+        ]
+
+    def counts(self, frame: int, edges: Floats) -> tuple[Floats, Floats]:
+        """Jobs and failures of each unit by how old they were at the last look of their frame."""
+        rows, (positions, unit) = self._frames[frame], self._rows[frame]
+        age = _hours_before(rows, rows["seen_at"].max())[positions]
+        bad = _failed(rows)[positions]
+        width = len(edges) - 1
+        at = np.searchsorted(edges[1:-1], age)
+        shape = (len(self.names), width)
+        n, k = np.zeros(shape), np.zeros(shape)
+        for owner in (unit, self._family[unit]):
+            used = (owner >= 0) & (age >= 0) & np.isfinite(age)
+            flat = owner[used] * width + at[used]
+            n += np.bincount(flat, minlength=n.size).reshape(shape)
+            k += np.bincount(flat, bad[used], n.size).reshape(shape)
+        return n, k
 
 
-def _counts(label: np.ndarray[tuple[int], np.dtype[np.object_]], failed: Bools) -> pd.DataFrame:
-    """Jobs and failures of each label."""
-    code, names = pd.factorize(label)
-    n = np.bincount(code, minlength=len(names))
-    k = np.bincount(code, failed, len(names))
-    return pd.DataFrame({"n": n.astype(np.float64), "failures": k}, index=pd.Index(names))
+def _share(failures: Floats, jobs: Floats) -> Floats:
+    """A share that is defined for none of none."""
+    found: Floats = (np.asarray(failures) + 0.5) / (np.asarray(jobs) + 2)
+    return found
+
+
+def _own_factor(observed: Floats, expected: Floats, single: Bools) -> tuple[Floats, Floats]:
+    """By what factor each fails more than jobs of the same ages elsewhere, and how many failures say so."""
+    o, e = observed[single], expected[single]
+    known = e > 0
+    if known.sum() < 3:
+        return np.ones(len(observed)), np.full(len(observed), 1e6)
+    spread = float(((o - e)[known] ** 2 - e[known]).sum() / (e[known] ** 2).sum())
+    prior = 1 / float(np.clip(spread, 1e-3, 4.0))
+    return (prior + observed) / (prior + expected), prior + observed
+
+
+def _by_unit(p_values: Floats, unit: Ints) -> Floats:
+    """Adjusted p-values of windows, such that one outage seen in several windows does not let others pass.
+
+    The windows of an institution count as one test of it (R. J. Simes, Biometrika 73 (1986) 751,
+    doi:10.1093/biomet/73.3.751); Benjamini–Hochberg over institutions; within one, Bonferroni over its windows.
+    """
+    order = np.lexsort((p_values, unit))
+    _, first, sizes = np.unique(unit[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(first, sizes) + 1
+    size = np.repeat(sizes, sizes)
+    simes = np.minimum.reduceat(p_values[order] * size / rank, first) if len(order) else p_values
+    found = np.empty(len(order))
+    found[order] = np.maximum(np.repeat(adjusted(simes), sizes), np.minimum(p_values[order] * size, 1.0))
+    return found
+
+
+def _spread(share: Floats, strength: Floats, alike: float) -> Floats:
+    """The intra-class correlation of a window's jobs: of not knowing the share, and of calm times' own."""
+    unknown = 1 / np.maximum((1 - share) * strength / share, 1.5)
+    return 1 - (1 - unknown) * (1 - alike)
+
+
+def _dispersion(jobs: Floats, failures: Floats, share: Floats, strength: Floats, single: Bools) -> float:
+    """How alike the jobs of one window are, such that deviations from the past have the size they should.
+
+    Each squared deviation is divided by what it is in calm times, and cut; where their weighted mean is 1 is the
+    answer. Few institutions say little: it is drawn to `USUAL_DISPERSION` as by `PRIOR_INSTITUTIONS` more of them.
+    """
+    used = single & (jobs >= 2)
+    n, p, s = jobs[used], share[used], strength[used]
+    square = (failures[used] - n * p) ** 2 / np.maximum(n * p * (1 - p), 1e-9)
+    weight = (n - 1) / (1 + (n - 1) * _spread(p, s, USUAL_DISPERSION))
+    if not weight.sum() > 0:
+        return USUAL_DISPERSION
+    below = stats.norm.cdf(CUT) - stats.norm.cdf(-CUT)
+    mean = below - 2 * CUT * stats.norm.pdf(CUT) + CUT**2 * (1 - below)
+
+    def excess(alike: float) -> float:
+        ratio = square / (1 + (n - 1) * _spread(p, s, alike))
+        return float(weight @ (np.minimum(ratio, CUT**2) / mean - 1) / weight.sum())
+
+    low, high = 1e-5, 0.5
+    if excess(low) <= 0:
+        found = low
+    elif excess(high) >= 0:
+        found = high
+    else:
+        found = float(optimize.brentq(excess, low, high, xtol=1e-5))
+    size = float(weight.sum() ** 2 / (weight**2).sum())
+    return (size * found + PRIOR_INSTITUTIONS * USUAL_DISPERSION) / (size + PRIOR_INSTITUTIONS)
 
 
 def _middle(angle: Floats, within: Floats) -> tuple[float, float]:
@@ -544,22 +660,6 @@ def _by_size(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     k = np.bincount(group, _failed(rows)[positions], len(names))
     frame = pd.DataFrame({"n": n, "failures": k}, index=pd.Index(names, dtype=STRING))
     return frame.loc[frame.index != NOT_KNOWN]
-
-
-def _beta_prior(n: Floats, k: Floats) -> tuple[float, float]:
-    """A beta distribution of the institutions' shares, by moments of those with ten jobs or more."""
-    big = n >= 10
-    if big.sum() < 3 or not k[big].sum():
-        share = (k.sum() + 0.5) / (n.sum() + 5)
-        return 5 * share, 5 * (1 - share)
-    total, p = n[big].sum(), k[big].sum() / n[big].sum()
-    spread = float((n[big] * (k[big] / n[big] - p) ** 2).sum())
-    degrees = big.sum() - 1
-    scale = total - (n[big] ** 2).sum() / total
-    between = (spread - degrees * p * (1 - p)) / scale
-    alike = float(np.clip(between / (p * (1 - p)), 1e-3, 0.5))
-    strength = 1 / alike - 1
-    return p * strength, (1 - p) * strength
 
 
 def _at_least(k: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
