@@ -45,7 +45,7 @@ def test_scan_finds_a_planted_outage_and_nothing_else():
 
 
 def test_scan_takes_families_and_a_baseline():
-    members = fleet(1, outage=4)
+    members = fleet(7, outage=4)
     family = dict.fromkeys(("Bank 004", "Bank 005"), "Family")
     scan = analysis.outage_scan(members, families=family)
     pooled = scan[scan["is_family"]].set_index("window_hours")
@@ -54,7 +54,7 @@ def test_scan_takes_families_and_a_baseline():
         parts = scan[scan["institution"].isin(list(family))].groupby("window_hours")[name].sum()
         assert pooled[name].sort_index().tolist() == parts.tolist()
     assert set(scan.loc[scan["is_alarm"], "institution"]) == {"Bank 004", "Family"}
-    against = analysis.outage_scan(members, baseline=fleet(1))
+    against = analysis.outage_scan(members, baseline=fleet(7))
     assert set(against.loc[against["is_alarm"], "institution"]) == {"Bank 004"}
     now = members.assign(aggregated_at=SEEN - pd.Timedelta(minutes=1))
     assert not analysis.outage_scan(now).attrs["has_past"]
@@ -68,7 +68,7 @@ def test_dispersion_is_read_off_the_fleet(alike):
 
 
 def test_jobs_older_than_the_window_are_mostly_failures_and_do_not_hide_an_outage():
-    members = fleet(1, outage=4)
+    members = fleet(7, outage=4)
     hours = (SEEN - members["aggregated_at"]).dt.total_seconds() / 3600
     old = (hours > 24).to_numpy()
     stuck = np.random.default_rng(0).random(len(members)) < 0.5
