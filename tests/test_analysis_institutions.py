@@ -8,6 +8,8 @@ from test_analysis_worlds import SEEN, no_objects, with_status, world
 
 from mxlab import analysis
 from mxlab.analysis import institutions
+from mxlab.simulator.parameters import Parameters
+from mxlab.simulator.world import World
 
 
 def fleet(seed, *, banks=600, n=60_000, outage=None, onset_hours=6.0, alike=0.01):
@@ -150,3 +152,24 @@ def test_little_or_nothing(summary):
         assert not found[flags].any().any()
     never = members.assign(aggregated_at=pd.Series(pd.NaT, index=members.index, dtype="datetime64[us, UTC]"))
     summary(never)
+
+
+def test_families_of_a_simulated_market_are_its_banks():
+    banks = World(Parameters(users=1, seed=5, institutions=200, hostile_share=0.0)).institutions
+    members = pd.DataFrame(
+        {
+            "institution": pd.Categorical([one.name for one in banks]),
+            "user_state": pd.Categorical(["answered"] * len(banks)),
+        }
+    )
+    found = analysis.institution_families(members)
+    truth = {one.name: one.bank for one in banks}
+    kin = pd.Series(truth).value_counts()
+    pairs = {name for name, bank in truth.items() if kin[bank] > 1}
+    assert pairs <= set(found["institution"])
+    assert (
+        found.groupby("family")["institution"].agg(lambda names: len({truth[n] for n in names})).mean() < 1.3
+    )
+    assert no_objects(found)
+    empty = analysis.institution_families(members.iloc[:0])
+    assert (empty.dtypes == found.dtypes).all()

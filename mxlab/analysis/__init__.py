@@ -7,6 +7,7 @@ from mxlab.analysis.institutions import (
     attributable_share,
     evidence_pack,
     incident,
+    institution_families,
     institution_funnel,
     outage_scan,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "freshness",
     "freshness_shares",
     "incident",
+    "institution_families",
     "institution_funnel",
     "latency_quantiles",
     "loss_pattern",

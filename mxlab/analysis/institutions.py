@@ -1,5 +1,7 @@
 """Institutions against their own past and against each other: outages, excess, what they cost the fleet."""
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -68,6 +70,26 @@ _SHARE = {
     "fleet_share": "float64",
     "fleet_share_without": "float64",
 }
+#: Words of a name that stand for a product or a kind of login, not for a bank.
+_PRODUCTS = frozenset(
+    [
+        "the",
+        "na",
+        "inc",
+        "online",
+        "banking",
+        "oauth",
+        "personal",
+        "business",
+        "commercial",
+        "card",
+        "cards",
+        "mortgage",
+        "investments",
+        "us",
+        "usa",
+    ]
+)
 #: What MX support asks for, of each member.
 _EVIDENCE = (
     "guid",
@@ -211,6 +233,60 @@ def outage_scan(
         "coverage": described(coverage),
     }
     return frame
+
+
+def institution_families(
+    members: pd.DataFrame, *, by: str = "institution", least: float = 0.9
+) -> pd.DataFrame:
+    """Institutions that may be one bank, by their names: suggestions to look through, nothing is merged.
+
+    Parameters
+    ----------
+    members
+        The `members` frame; uses ``user_state`` and the column of `by`.
+    by
+        A column of names.
+    least
+        How alike the names of two must be, 0…1, once what tells products apart is left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one institution of a suggested family of two or more, the largest family first: ``family`` (the
+        name of its largest), ``[by]``, ``n`` (members), ``likeness`` (of its name to the family's, 0…1).
+
+    Notes
+    -----
+    One real bank may be several institutions on MX, by region, product or kind of login
+    (docs.mx.com/api-reference/platform-api/reference/institutions). Names that differ by more than a word are other
+    banks as often as not: look before ``outage_scan(families=dict(zip(found[by], found["family"])))``.
+    """
+    rows = answered(members, "institution_families", by)
+    _, group, names = groups(rows, by, "institution_families")
+    sizes = np.bincount(group, minlength=len(names))
+    heads: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, list[dict[str, object]]] = {}
+    for name, size in zip(names, sizes, strict=True):  # the largest come first
+        core = _core(name)
+        if name == NOT_KNOWN or not core:
+            continue
+        known = heads.setdefault(core.split()[0], [])
+        alike = [(difflib.SequenceMatcher(None, core, other).ratio(), head) for other, head in known]
+        likeness, head = max(alike, default=(0.0, ""))
+        if likeness < least:
+            likeness, head = 1.0, name
+            known.append((core, name))
+        found.setdefault(head, []).append({"family": head, by: name, "n": size, "likeness": likeness})
+    families = [family for family in found.values() if len(family) > 1]
+    families.sort(key=lambda family: -sum(int(str(row["n"])) for row in family))
+    columns = {"family": STRING, by: STRING, "n": "int64", "likeness": "float64"}
+    return table([row for family in families for row in family], columns)
+
+
+def _core(name: str) -> str:
+    """A name without what tells one bank's products apart."""
+    plain = re.sub(r"\([^)]*\)|[^\w\s]", " ", name.casefold())
+    return " ".join(word for word in plain.split() if word not in _PRODUCTS)
 
 
 def institution_funnel(
