@@ -1,12 +1,18 @@
 """Each rule finds the defect that is planted for it, and nothing in a clean world."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from test_analysis_worlds import SEEN, no_objects, with_status, world
 
-from mxlab import analysis
+from mxlab import analysis, read_members
+from mxlab.simulator.defects import DEFECTS as DEFECTS_OF_RECORDS
+from mxlab.simulator.parameters import Parameters
+from mxlab.simulator.records import Records
+from mxlab.simulator.world import World
 
 HOUR, DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)
 LISTS = pd.ArrowDtype(pa.list_(pa.string()))
@@ -53,7 +59,9 @@ def observed(members):
 DEFECTS = {
     "guid-missing": put(guid=pd.NA),
     "guid-of-two-users": twin(same=["guid"]),
-    "guid-repeated": twin(same=["guid", "user_guid"]),
+    "guid-repeated": twin(same=["guid", "user_guid", "session"]),
+    "user-of-another": put(user_guid="USR-" + "9" * 36),
+    "fields-absent": put(is_oauth=pd.NA),
     "user-missing": put(user_guid=pd.NA),
     "institution-missing": put(institution_guid=pd.NA, institution_code=np.nan),
     "institution-two-codes": lambda members: put(institution_code="other")(
@@ -65,7 +73,7 @@ DEFECTS = {
     "text-says-null": put(name="null"),
     "text-blank": put(name=" padded"),
     "text-control-characters": put(name="bank\u202eknab"),
-    "guid-prefix": put(guid="12345"),
+    "guid-format": put(guid="12345"),
     "metadata-unreadable": put(metadata='\\"fragment'),
     "time-in-future": put(aggregated_at=SEEN + DAY, successfully_aggregated_at=SEEN + DAY),
     "time-before-mx": put(
@@ -134,10 +142,10 @@ def test_a_planted_defect_is_found_by_exactly_its_rule(clean, rule):
 
 
 def test_fields_that_vanished_since_the_last_snapshot(clean):
-    now = clean.assign(is_oauth=pd.array([pd.NA] * len(clean), dtype="boolean"))
+    now = clean.assign(is_managed_by_user=pd.array([pd.NA] * len(clean), dtype="boolean"))
     found = analysis.findings(now, previous=clean)
     assert found["rule"].tolist() == ["field-vanished"]
-    assert found["reason"].iloc[0].endswith("is_oauth")
+    assert found["reason"].iloc[0].endswith("is_managed_by_user, before in 100%")
 
 
 def test_waivers_mark_until_their_day_and_only_there(clean):
@@ -158,3 +166,72 @@ def test_waivers_mark_until_their_day_and_only_there(clean):
         "count": 1,
     }
     assert no_objects(analysis.findings_by_institution(found))
+
+
+#: Kind of a defect of the simulator → the rules that find it. Empty: harmless, and read as what it means. None: the
+#: record cannot be read and is kept among the rejects.
+PLANTED = {
+    "absent_institution_code": {"fields-absent"},
+    "absent_is_oauth": {"fields-absent"},
+    "absent_use_cases": {"use-cases-empty"},
+    "time_without_fraction": set(),
+    "time_with_utc_offset": set(),
+    "time_with_offset": set(),
+    "metadata_unreadable": {"metadata-unreadable"},
+    "metadata_object": set(),
+    "undocumented_field": {"fields-undocumented"},
+    "unknown_status": {"status-unknown"},
+    "time_without_zone": None,
+    "time_impossible": None,
+    "time_1970": {"time-before-mx"},
+    "time_in_future": {"time-in-future"},
+    "connected_but_stale": {"connected-stale"},
+    "stuck_running": {"aggregation-stuck"},
+    "flag_as_text": None,
+    "flag_null": set(),
+    "guid_absent": None,
+    "guid_null": None,
+    "guid_malformed": {"guid-format"},
+    "guid_twice_in_reply": None,
+    "guid_shared_by_users": {"guid-of-two-users"},
+    "job_guid_absent": {"job-missing"},
+    "job_guid_of_no_job": {"job-of-two-members"},
+    "institution_guid_malformed": {"institution-two-guids"},
+    "institution_code_of_another": {"institution-two-codes", "institution-two-guids"},
+    "user_guid_of_another": {"user-of-another"},
+    "use_cases_empty": {"use-cases-empty"},
+    "use_cases_unknown": {"use-cases-unknown"},
+    "use_cases_text": None,
+    "record_is_text": None,
+}
+
+
+def read(folder, kind, users=120):
+    """The Snapshot of a simulated world's replies with one kind of defect, and how many were planted."""
+    clean = {"renamed_share": 0.0, "hostile_share": 0.0, "not_pfm_share": 0.0, "stuck_share": 0.0}
+    clean |= {"background_disabled_share": 0.0}
+    planted = {"scenarios": ("defects",), "defect_kinds": (kind,), "defect_share": 0.05} if kind else {}
+    world_ = World(Parameters(users=users, seed=3, **clean, **planted))
+    records, now = Records(world_), world_.parameters.epoch + 3_600
+    for user in range(users):
+        path = folder / f"{user}.json"
+        path.write_bytes(records.reply(user, now))
+        os.utime(path, (now, now))
+    return read_members(folder / "*.json"), len(world_.truth(now)["defects"])
+
+
+@pytest.mark.parametrize("kind", [None, *PLANTED])
+def test_a_defect_of_the_simulator_is_found_by_exactly_its_rules(tmp_path, kind):
+    snap, planted = read(tmp_path, kind)
+    counts = analysis.findings(snap.members).attrs["counts"]
+    usual = {"metadata-unreadable"} - (
+        PLANTED.get(kind) or set()
+    )  # some of the world's own is MX's own fragment
+    found = {rule for rule, count in counts.items() if count} - usual
+    assert found == (PLANTED.get(kind) or set())
+    assert (planted > 0) == (kind is not None)
+    assert len(snap.rejects) == (planted if kind in PLANTED and PLANTED[kind] is None else 0)
+
+
+def test_every_defect_of_the_simulator_has_its_line():
+    assert set(PLANTED) | {"time_text_null", "connected_without_success"} == set(DEFECTS_OF_RECORDS)

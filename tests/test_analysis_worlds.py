@@ -89,14 +89,14 @@ def world(
     seen = pd.Series(np.full(n, SEEN.to_datetime64()), dtype="datetime64[us]").dt.tz_localize("UTC")
     succeeded = seen - pd.to_timedelta(age, unit="s").astype("timedelta64[us]")
     kinds = ("finished", "waiting_on_user", "failed", "running", "not_triggered")
-    number = np.arange(n).astype(str)
+    number, owner = (np.char.zfill(values.astype(str), 36) for values in (np.arange(n), user))
     return pd.DataFrame(
         {
             "run_id": pd.Categorical(["r1"] * n),
             "session": pd.Categorical(np.char.add("s", user.astype(str))),
             "user": strings([None] * n),
             "guid": strings(np.char.add("MBR-", number)),
-            "user_guid": strings(np.char.add("USR-", user.astype(str))),
+            "user_guid": strings(np.char.add("USR-", owner)),
             "institution": pd.Categorical.from_codes(bank, categories=names),
             "institution_guid": strings(np.char.add("INS-", bank.astype(str))),
             "institution_code": pd.Categorical(np.char.add("bank", bank.astype(str))),

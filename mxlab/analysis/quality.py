@@ -23,6 +23,7 @@ from mxlab.analysis._inputs import (
     table,
     whole,
 )
+from mxlab.nexus.members import FIELDS
 from mxlab.nexus.status import STATUSES
 
 #: error: the record contradicts itself or MX's documentation; warning: likely wrong; notice: worth knowing.
@@ -36,6 +37,7 @@ DAY_SECONDS = 86_400.0
 #: No aggregation is older: MX was founded in 2010.
 FIRST_DAY = pd.Timestamp("2010-01-01", tz="UTC")
 USE_CASES = ("PFM", "MONEY_MOVEMENT")
+GUID_LENGTH = 40
 PREFIXES = {"guid": "MBR-", "user_guid": "USR-", "institution_guid": "INS", "most_recent_job_guid": "JOB-"}
 
 _NULL_WORDS = pa.array(["null", "NULL", "None", "undefined", "nan"])
@@ -46,6 +48,7 @@ _TIMES = ("aggregated_at", "successfully_aggregated_at", "seen_at")
 _COLUMNS = (
     *_TEXT,
     *_TIMES,
+    "session",
     "institution",
     "external_guid",
     "metadata",
@@ -206,7 +209,8 @@ def findings(
     vanished = _vanished(members, previous)
     counts[VANISHED.id] = len(vanished)
     for column in vanished:
-        named = VANISHED._replace(reason=f"{VANISHED.reason}: {column}")
+        before = 0.0 if previous is None else float(previous[column].notna().mean())
+        named = VANISHED._replace(reason=f"{VANISHED.reason}: {column}, before in {before:.0%}")
         parts.append(_failing(named, members.iloc[:1].reindex([-1]), waivers, now))
     found = pd.concat(parts, ignore_index=True) if parts else _failing(VANISHED, members.iloc[:0], (), now)
     found.attrs = {"n": len(members), "n_rules": len(RULES) + 1, "counts": counts}
@@ -284,8 +288,7 @@ def _vanished(members: pd.DataFrame, previous: pd.DataFrame | None) -> list[str]
     """Fields that half of the members had before and none has now."""
     if previous is None or previous.empty or members.empty:
         return []
-    fields = [name for name in _COLUMNS if name in previous.columns and name not in {"extra", "outcome"}]
-    fields = [name for name in fields if not name.endswith("_seconds") and "_seconds_" not in name]
+    fields = [name for name in FIELDS if name in previous.columns and name in members.columns]
     return [
         name for name in fields if previous[name].notna().mean() >= 0.5 and not members[name].notna().any()
     ]
@@ -390,10 +393,13 @@ def _differs(m: Records) -> Bools:
     return _rows(m, found[~_arrow(odd)])
 
 
-def _wrong_prefix(m: Records) -> Bools:
+def _wrong_format(m: Records) -> Bools:
     found = np.zeros(len(m), bool)
     for name, prefix in PREFIXES.items():
-        found |= _arrow(pc.invert(pc.starts_with(m.text(name), prefix)))
+        text = m.text(name)
+        found |= ~_arrow(pc.starts_with(text, prefix)) & _arrow(pc.is_valid(text))
+        if len(prefix) == 4:  # an institution's prefix has three letters or four
+            found |= _arrow(pc.not_equal(pc.binary_length(text), GUID_LENGTH))
     return found
 
 
@@ -429,6 +435,13 @@ RULES: tuple[Rule, ...] = (
         lambda m: _repeated(m, "guid", "user_guid"),
     ),
     Rule(
+        "user-of-another",
+        "error",
+        "one reply came with members of two users: the token opens more than its own",
+        _MEMBER,
+        lambda m: _several(m, "session", "user_guid"),
+    ),
+    Rule(
         "user-missing", "error", "a member must belong to a user", _MEMBER, lambda m: _missing(m["user_guid"])
     ),
     Rule(
@@ -437,6 +450,15 @@ RULES: tuple[Rule, ...] = (
         "neither guid nor code says which institution this is",
         _MEMBER,
         lambda m: _missing(m["institution_guid"]) & _missing(m["institution_code"]),
+    ),
+    Rule(
+        "fields-absent",
+        "notice",
+        "institution code or is_oauth is absent, as in replies of 2021",
+        _MEMBER,
+        lambda m: (
+            _missing(m["is_oauth"]) | (_missing(m["institution_code"]) & ~_missing(m["institution_guid"]))
+        ),
     ),
     Rule(
         "institution-two-codes",
@@ -488,11 +510,11 @@ RULES: tuple[Rule, ...] = (
         lambda m: _arrow(_hidden(m.text("name"))),
     ),
     Rule(
-        "guid-prefix",
+        "guid-format",
         "notice",
-        "a guid does not begin like MX's documented ones: formats are mixed",
+        "a guid is not like MX's documented ones, a prefix and 36 characters: formats are mixed",
         _MEMBER,
-        _wrong_prefix,
+        _wrong_format,
     ),
     Rule(
         "metadata-unreadable",
@@ -528,9 +550,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "success-a-day-after-start",
         "warning",
-        "success a day or more after the last start: the two fields speak of different jobs",
+        "success a day or more after the last start; shortly after it is how a job ends, but none lasts a day",
         _MEMBER,
-        lambda m: _over(_seconds(m["successfully_aggregated_at"], m["aggregated_at"]), DAY_SECONDS),
+        lambda m: (
+            _over(_seconds(m["successfully_aggregated_at"], m["aggregated_at"]), DAY_SECONDS)
+            & _true(m["aggregated_at"] >= FIRST_DAY)
+            & ~_true(m["is_being_aggregated"])
+        ),
     ),
     Rule(
         "aggregation-stuck",

@@ -71,7 +71,7 @@ DEFECTS: Mapping[str, Defect] = {
     "flag_null": _put(is_being_aggregated=None),
     "guid_absent": _drop("guid"),
     "guid_null": _put(guid=None),
-    "guid_malformed": _put(guid="MBR-12345"),
+    "guid_malformed": lambda record, _now: [record | {"guid": record["guid"][:20]}],
     "guid_twice_in_reply": lambda record, _now: [record, dict(record)],
     "guid_shared_by_users": _put(guid=_SHARED_GUID),
     "job_guid_absent": _put(most_recent_job_guid=None),
