@@ -264,18 +264,16 @@ def institution_families(
     rows = answered(members, "institution_families", by)
     _, group, names = groups(rows, by, "institution_families")
     sizes = np.bincount(group, minlength=len(names))
-    heads: dict[str, list[tuple[str, str]]] = {}
+    heads: dict[str, dict[str, str]] = {}
     found: dict[str, list[dict[str, object]]] = {}
     for name, size in zip(names, sizes, strict=True):  # the largest come first
         core = _core(name)
         if name == NOT_KNOWN or not core:
             continue
-        known = heads.setdefault(core.split()[0], [])
-        alike = [(difflib.SequenceMatcher(None, core, other).ratio(), head) for other, head in known]
-        likeness, head = max(alike, default=(0.0, ""))
-        if likeness < least:
-            likeness, head = 1.0, name
-            known.append((core, name))
+        known = heads.setdefault(core.split()[0], {})
+        alike = [core] if core in known else difflib.get_close_matches(core, known, n=1, cutoff=least)
+        head = known[alike[0]] if alike else known.setdefault(core, name)
+        likeness = difflib.SequenceMatcher(None, core, alike[0] if alike else core).ratio()
         found.setdefault(head, []).append({"family": head, by: name, "n": size, "likeness": likeness})
     families = [family for family in found.values() if len(family) > 1]
     families.sort(key=lambda family: -sum(int(str(row["n"])) for row in family))

@@ -16,7 +16,6 @@ from mxlab.analysis._inputs import (
     Bools,
     Coverage,
     Ints,
-    codes,
     described,
     need,
     strings,
@@ -79,7 +78,7 @@ class Records:
 
     def __init__(self, members: pd.DataFrame) -> None:
         self.members = members
-        self._again: dict[str, Ints] = {}
+        self._numbers: dict[str, Ints] = {}
 
     def __len__(self) -> int:
         return len(self.members)
@@ -92,19 +91,11 @@ class Records:
         found = whole(self.members[name])
         return found if pa.types.is_string(found.type) else found.cast(pa.string())
 
-    def again(self, name: str) -> Ints:
-        """Positions of all rows whose text comes more than once, with hardly any others; a missing one never does."""
-        if name not in self._again:
-            text = self.text(name)
-            lengths = pc.fill_null(pc.binary_length(text), -1).to_numpy()
-            usual = np.median(lengths) if len(lengths) else 0
-            like, odd = np.flatnonzero((lengths == usual) & (lengths > 0)), np.flatnonzero(lengths != usual)
-            odd = odd[lengths[odd] >= 0]
-            marks = pd.Series(_fingerprints(text.take(like), int(usual)))
-            texts = pd.Series(text.take(odd).to_pandas(), dtype=STRING)
-            found = [at[each.duplicated(keep=False)] for at, each in ((like, marks), (odd, texts))]
-            self._again[name] = np.sort(np.concatenate(found))
-        return self._again[name]
+    def numbers(self, name: str) -> Ints:
+        """A number for each row: the same for the same value, hardly ever for another; −1 where it is missing."""
+        if name not in self._numbers:
+            self._numbers[name] = _numbers(self.members[name])
+        return self._numbers[name]
 
     @cached_property
     def use_cases(self) -> tuple[Ints, list[frozenset[str]]]:
@@ -116,12 +107,24 @@ class Records:
         return pc.fill_null(joined.indices, len(cases)).to_numpy().astype(np.int64), cases
 
 
-def _fingerprints(text: pa.Array, length: int) -> npt.NDArray[np.uint64]:
-    """A number for each text of this many bytes: the same for the same, hardly ever for another.
+def _numbers(column: pd.Series) -> Ints:
+    """As `Records.numbers`: of texts of one length by their fingerprints, in a third of a hash table's time."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy().astype(np.int64)
+    text = whole(column.astype(STRING))
+    lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy()
+    usual = int(np.median(lengths[lengths > 0])) if (lengths > 0).any() else 0
+    like, odd = np.flatnonzero((lengths == usual) & (usual > 0)), np.flatnonzero(lengths != usual)
+    found = np.full(len(column), -1)
+    if len(like):
+        found[like] = pd.factorize(_fingerprints(text.take(like), usual))[0]
+    others = pd.factorize(column.iloc[odd])[0]
+    found[odd] = np.where(others >= 0, others + len(column), -1)
+    return found
 
-    Guids are a million distinct texts of one length; to tell that none repeats, this takes a third of a hash table's
-    time.
-    """
+
+def _fingerprints(text: pa.Array, length: int) -> npt.NDArray[np.uint64]:
+    """A number for each text of this many bytes: the same for the same, hardly ever for another."""
     fixed = text.cast(pa.large_binary()).cast(pa.binary(length))
     flat = np.frombuffer(fixed.buffers()[1], np.uint8, len(text) * length, fixed.offset * length)
     words = np.zeros((len(text), -(-length // 8) * 8), np.uint8)
@@ -321,18 +324,24 @@ def _rows(m: Records, at: Ints) -> Bools:
     return found
 
 
-def _several(m: Records, key: str, value: str, at: Ints | None = None) -> Bools:
-    """Rows whose key comes with more than one value; where keys hardly repeat, only these rows need a look."""
-    at = np.arange(len(m)) if at is None else at
-    keys, values = (codes(m[name].iloc[at])[0] for name in (key, value))
-    known, width = (keys >= 0) & (values >= 0), int(values.max(initial=0)) + 1
-    pairs = np.unique(keys[known] * width + values[known])
-    many = np.bincount(pairs // width, minlength=int(keys.max(initial=0)) + 2) > 1
-    return _rows(m, at[many[keys]])  # a missing key is −1: the last place, which no key has
+def _several(m: Records, key: str, value: str) -> Bools:
+    """Rows whose key comes with more than one value."""
+    keys, values = m.numbers(key), m.numbers(value)
+    known = np.flatnonzero((keys >= 0) & (values >= 0))
+    width = int(keys.max(initial=0)) + 2
+    first = np.full(width, -1)
+    first[keys[known]] = values[known]
+    many = np.zeros(width, bool)
+    many[keys[known[values[known] != first[keys[known]]]]] = True
+    suspect = np.flatnonzero(many[keys])  # a missing key is −1: the last place, which no key has
+    kinds = m.members[[key, value]].iloc[suspect].drop_duplicates().dropna()
+    bad = kinds.loc[kinds[key].duplicated(keep=False), key]
+    return _rows(m, suspect[_true(m[key].iloc[suspect].isin(bad))])
 
 
 def _repeated(m: Records, *key: str) -> Bools:
-    at = m.again(key[0])
+    number = m.numbers(key[0])
+    at = np.flatnonzero(pd.Series(number).duplicated(keep=False).to_numpy() & (number >= 0))
     part = m.members[list(key)].iloc[at]
     again = part.duplicated(keep=False).to_numpy() & part.notna().all(axis=1).to_numpy()
     return _rows(m, at[again])
@@ -425,7 +434,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "one member guid came with two users: one of them sees another's account",
         _MEMBER,
-        lambda m: _several(m, "guid", "user_guid", m.again("guid")),
+        lambda m: _several(m, "guid", "user_guid"),
     ),
     Rule(
         "guid-repeated",
@@ -651,7 +660,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "one job guid at two members",
         _MEMBER,
-        lambda m: _several(m, "most_recent_job_guid", "guid", m.again("most_recent_job_guid")),
+        lambda m: _several(m, "most_recent_job_guid", "guid"),
     ),
     Rule(
         "background-off-yet-fresh",
