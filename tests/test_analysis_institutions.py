@@ -8,6 +8,7 @@ from test_analysis_worlds import SEEN, no_objects, with_status, world
 
 from mxlab import analysis
 from mxlab.analysis import institutions
+from mxlab.nexus.status import who_must_act
 from mxlab.simulator.parameters import Parameters
 from mxlab.simulator.world import World
 
@@ -113,6 +114,41 @@ def test_incident_says_since_when_whom_and_what():
     later = with_status(members, np.ones(len(members), bool), "CONNECTED")
     assert analysis.incident(members, "Bank 003", later=later).iloc[0]["recovered_share"] == 1.0
     assert not analysis.incident(fleet(5), "Bank 003").iloc[0]["is_real"]
+
+
+def test_an_incident_of_a_family_in_a_simulated_world():
+    world_ = World(Parameters(users=1_500, seed=4, scenarios=("outage",), institutions=60))
+    now = world_.parameters.epoch + 2 * 86_400 + 4 * 3_600
+    family = [event["institution"] for event in world_.planted]
+    members = pd.DataFrame(
+        [
+            (
+                one.institution.name,
+                who_must_act(one.status),
+                one.status,
+                one.institution.oauth,
+                one.aggregated_at,
+            )
+            for user in range(1_500)
+            for one in world_.members(user, now)
+        ],
+        columns=["institution", "who_must_act", "connection_status", "is_oauth", "aggregated_at"],
+    )
+    members = members.assign(
+        aggregated_at=pd.to_datetime(members["aggregated_at"], unit="s", utc=True).astype(
+            "datetime64[us, UTC]"
+        ),
+        seen_at=pd.Timestamp(now, unit="s", tz="UTC").as_unit("us"),
+        guid=pd.array(np.arange(len(members)).astype(str), dtype="string[pyarrow]"),
+        session=pd.array(np.arange(len(members)).astype(str), dtype="string[pyarrow]"),
+        user_state=pd.Categorical(["answered"] * len(members)),
+    )
+    row = analysis.incident(members, family).iloc[0]
+    begun = pd.Timestamp(world_.planted[0]["begins"], unit="s", tz="UTC")
+    assert row["is_real"]
+    assert abs(row["onset"] - begun) < pd.Timedelta("20min")
+    assert row["share_after"] == pytest.approx(0.9, abs=0.06)
+    assert {row["oauth_share"] > 0.7, row["other_share"] > 0.7} == {True}
 
 
 def test_attributable_share_is_what_the_others_would_make():

@@ -404,7 +404,7 @@ def attributable_share(
 
 def incident(
     members: pd.DataFrame,
-    institution: str,
+    institution: str | Sequence[str],
     *,
     by: str = "institution",
     since_hours: float = 48.0,
@@ -418,7 +418,7 @@ def incident(
         The `members` frame; uses ``aggregated_at``, ``seen_at``, ``who_must_act``, ``connection_status``,
         ``is_oauth``, ``guid``, ``session``, ``user_state`` and the column of `by`.
     institution, by
-        Which one: a value of the column.
+        Which one: a value of the column; or several, the members of a family, taken as one.
     since_hours
         How far back jobs are looked at.
     later
@@ -452,7 +452,7 @@ def incident(
     columns = (*_COLUMNS, "connection_status", "is_oauth", "guid", "session", by)
     rows = answered(members, "incident", *dict.fromkeys(columns))
     age = _hours_before(rows, rows["seen_at"].max())
-    mine = (rows[by] == institution).to_numpy(dtype=bool, na_value=False) & (age <= since_hours)
+    mine = rows[by].isin(_listed(institution)).to_numpy(dtype=bool) & (age <= since_hours)
     rows = rows.loc[mine].sort_values("aggregated_at")
     if rows.empty:
         return table([], _incident_columns()).pipe(_dated)
@@ -467,7 +467,7 @@ def incident(
     words = hit["connection_status"].astype(STRING).value_counts()
     recovered = _recovered(hit, later)
     row = {
-        "institution": institution,
+        "institution": ", ".join(_listed(institution)),
         "n": len(rows),
         "failures": int(failed.sum()),
         "share_before": float(failed[~after].mean()) if (~after).any() else np.nan,
@@ -490,7 +490,11 @@ def incident(
 
 
 def evidence_pack(
-    members: pd.DataFrame, institution: str, *, by: str = "institution", since: pd.Timestamp | None = None
+    members: pd.DataFrame,
+    institution: str | Sequence[str],
+    *,
+    by: str = "institution",
+    since: pd.Timestamp | None = None,
 ) -> pd.DataFrame:
     """The failing members of an institution, with what MX support asks for.
 
@@ -512,12 +516,16 @@ def evidence_pack(
     MX asks for member guids by status (academy.mx.com, article 4708854368525).
     """
     rows = answered(members, "evidence_pack", *_EVIDENCE, "who_must_act", by)
-    mine = (rows[by] == institution).to_numpy(dtype=bool, na_value=False) & _failed(rows)
+    mine = rows[by].isin(_listed(institution)).to_numpy(dtype=bool) & _failed(rows)
     if since is not None:
         mine &= (rows["aggregated_at"] >= since).to_numpy(dtype=bool, na_value=False)
     return (
         rows.loc[mine, list(_EVIDENCE)].sort_values("aggregated_at", ascending=False).reset_index(drop=True)
     )
+
+
+def _listed(institution: str | Sequence[str]) -> list[str]:
+    return [institution] if isinstance(institution, str) else list(institution)
 
 
 def _onset(moments: Floats, failed: Bools, end: float) -> tuple[float, float, float, float]:
