@@ -65,6 +65,13 @@ def answered(members: pd.DataFrame, function: str, *columns: str) -> pd.DataFram
     return members if there.all() else members.loc[there]
 
 
+def numbers(column: pd.Series) -> Ints:
+    """A column as whole numbers, equal where its values are; −1 where the value is missing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy().astype(np.int64)
+    return pd.factorize(column)[0].astype(np.int64)
+
+
 def codes(column: pd.Series) -> tuple[Ints, list[str]]:
     """A column as whole numbers into a list of words; −1 where the value is missing."""
     if isinstance(column.dtype, pd.CategoricalDtype):

@@ -21,6 +21,7 @@ from mxlab.analysis._inputs import (
     who_column,
 )
 from mxlab.analysis._intervals import wilson
+from mxlab.analysis._smooth import smooth
 
 _COLUMNS = (
     "outcome",
@@ -255,8 +256,7 @@ def _end_curve(
     censored = np.isinf(times.bounds[times.high])
     rows = np.bincount(times.pair, mine, len(times.rows)) + censored * times.rows * posterior[times.low]
     own = times._replace(rows=rows.astype(np.float64))
-    knots = _censored.knots_for(own, step / max(total, _censored.TINY))
-    curve = _censored.smooth(own, knots)
+    curve = smooth(own)
     share = curve.share(seconds)
     probit = special.ndtri(np.clip(share, 1e-9, 1 - 1e-9))
     upper = special.ndtri(np.clip(curve.share(seconds, 1.0), 1e-9, 1 - 1e-9))

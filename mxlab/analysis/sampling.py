@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from mxlab.analysis._inputs import STRING, Bools, Coverage, answered, codes, described, table
+from mxlab.analysis._inputs import STRING, Bools, Coverage, answered, described, numbers, table
 
 _ESTIMATE = {
     "condition": STRING,
@@ -75,7 +75,7 @@ def share_estimate(
         frame = table([], _ESTIMATE)
         frame.attrs = {"coverage": described(coverage)}
         return frame
-    user = np.unique(codes(rows["session"])[0], return_inverse=True)[1]
+    user = np.unique(numbers(rows["session"]), return_inverse=True)[1]
     size = np.bincount(user).astype(np.float64)
     seen = float(max(int(coverage.answered), len(size)))
     share = float(holds.mean())
