@@ -149,7 +149,7 @@ def truth_errors(median, schedule, runs, n=10_000):
     for run in range(runs):
         rng = np.random.default_rng([run, int(median)])
         low, high = looks(rng, median * np.exp(0.8 * rng.standard_normal(n)), **schedule)
-        found = analysis.latency_quantiles(minimal(low, high)).iloc[0]
+        found = analysis.latency_quantiles(minimal(low, high), draws=0).iloc[0]
         errors.append(np.array([found["p50"], found["p90"]]) / truth - 1)
         naive.append(np.nanquantile(high, [0.5, 0.9]) / truth - 1)
     return np.array(errors), np.array(naive)
@@ -199,7 +199,7 @@ def test_intervals_are_as_wide_as_a_bootstrap_over_users():
     medians = []
     for _ in range(120):
         rows = (rng.integers(0, 300, 300)[:, None] * 3 + np.arange(3)).ravel()
-        medians.append(analysis.latency_quantiles(minimal(low[rows], high[rows])).iloc[0]["p50"])
+        medians.append(analysis.latency_quantiles(minimal(low[rows], high[rows]), draws=0).iloc[0]["p50"])
     width = np.log(found["p50_high"] / found["p50_low"]) / (2 * 1.96)
     assert width == pytest.approx(np.std(np.log(medians)), rel=0.25)
 
@@ -232,6 +232,7 @@ def test_observe_knows_only_jobs_of_connected_members():
     [
         ({"schedule": "fixed", "step": 30.0, "median": 10.0}, "no look between 0 and 30 s", 0.0, 30.0),
         ({"limit": 30.0, "median": 100.0}, "following ended first", None, None),
+        ({"limit": 30.0, "median": 31.0}, "following ended first", None, None),
     ],
 )
 def test_a_quantile_that_the_looks_do_not_identify_is_not_given(settings, why, low, high):

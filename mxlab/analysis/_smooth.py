@@ -16,6 +16,7 @@ doi:10.1016/j.cmpb.2006.04.006 (a bootstrap by Poisson weights); R. S. Woodruff,
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -53,12 +54,15 @@ class Smooth:
         The probit of F there, and its standard error.
     bends
         How many parameters the curve is worth: 3 for a log-normal one.
+    is_whole
+        Whether it goes on to 1 beyond the last place; else it stays: the rest was not seen to end.
     """
 
     places: Floats
     probits: Floats
     errors: Floats
     bends: float
+    is_whole: bool
 
     def share(self, seconds: Floats, errors: float = 0.0) -> Floats:
         """F at these times, moved by so many standard errors of its probit."""
@@ -71,34 +75,39 @@ class Smooth:
         return np.concatenate([[-np.inf], inner, [np.inf]])
 
     def quantile(self, share: float, errors: float = 0.0) -> float:
-        """The time at which F, so moved, reaches this share."""
+        """The time at which F, so moved, reaches this share; infinite where it does not."""
         curve = np.maximum.accumulate(self.probits + errors * self.errors)
         places = self.places
         wanted = float(special.ndtri(share))
-        first, last = _slopes(places, curve)
+        first, last = self._slopes(curve)
         if wanted < curve[0]:
             return float(np.exp(places[0] - (curve[0] - wanted) / first))
         if wanted > curve[-1]:
-            return float(np.exp(places[-1] + (wanted - curve[-1]) / last))
+            return float(np.exp(places[-1] + (wanted - curve[-1]) / last)) if self.is_whole else float("inf")
         after = max(int(np.searchsorted(curve, wanted)), 1)
         part = (wanted - curve[after - 1]) / max(curve[after] - curve[after - 1], TINY)
         return float(np.exp(places[after - 1] + part * (places[after] - places[after - 1])))
 
     def _at(self, places: Floats, errors: float) -> Floats:
         curve = np.maximum.accumulate(self.probits + errors * self.errors)
-        first, last = _slopes(self.places, curve)
+        first, last = self._slopes(curve)
         below, above = np.minimum(places - self.places[0], 0), np.maximum(places - self.places[-1], 0)
         found: Floats = np.interp(places, self.places, curve) + first * below + last * above
         return found
 
+    def _slopes(self, curve: Floats) -> tuple[float, float]:
+        """How the curve goes on at either end: as over a quarter of a probit, and never flat unless it stays."""
+        places = self.places
+        inner, outer = np.searchsorted(curve, [curve[0] + 0.25, curve[-1] - 0.25])
+        inner, outer = min(max(int(inner), 1), len(curve) - 1), min(int(outer), len(curve) - 2)
+        first = (curve[inner] - curve[0]) / max(places[inner] - places[0], TINY)
+        last = (curve[-1] - curve[outer]) / max(places[-1] - places[outer], TINY)
+        return max(float(first), 0.1), max(float(last), 0.1) if self.is_whole else 0.0
 
-def _slopes(places: Floats, curve: Floats) -> tuple[float, float]:
-    """How the curve goes on at either end: over a quarter of a probit, and never flat."""
-    inner, outer = np.searchsorted(curve, [curve[0] + 0.25, curve[-1] - 0.25])
-    inner, outer = min(max(int(inner), 1), len(curve) - 1), min(int(outer), len(curve) - 2)
-    first = (curve[inner] - curve[0]) / max(places[inner] - places[0], TINY)
-    last = (curve[-1] - curve[outer]) / max(places[-1] - places[outer], TINY)
-    return max(float(first), 0.1), max(float(last), 0.1)
+    @property
+    def reach(self) -> float:
+        """The share that is seen to end."""
+        return 1.0 if self.is_whole else float(special.ndtr(self.probits[-1]))
 
 
 @dataclass(frozen=True)
@@ -129,9 +138,19 @@ class _Cells:
         found: Floats = total[self.high] - total[self.low]
         return found
 
-    @property
-    def ends(self) -> "sparse.csr_array[np.float64]":
-        """A matrix that gives each cell its pairs' sum, once that is summed over cells."""
+    def spread(self, of_pairs: Floats) -> Floats:
+        """For each cell, the sum over the pairs that it is in: `sums` the other way round."""
+        if of_pairs.ndim == 1:
+            width = len(self.widths) + 1
+            begun = np.bincount(self.low, of_pairs, width) - np.bincount(self.high, of_pairs, width)
+        else:
+            begun = np.asarray(self._ends @ of_pairs)
+        found: Floats = np.cumsum(begun, axis=0)[:-1]
+        return found
+
+    @cached_property
+    def _ends(self) -> "sparse.csr_array[np.float64]":
+        """A matrix with 1 where a pair begins and −1 where it ends."""
         pairs = np.arange(len(self.low))
         signs = np.repeat([1.0, -1.0], len(pairs))
         where = (np.concatenate([self.low, self.high]), np.tile(pairs, 2))
@@ -156,7 +175,6 @@ class _Model:
 
     cells: _Cells
     basis: Floats
-    ends: "sparse.csr_array[np.float64]"
     bends: Floats
     penalty: Floats
     ridge: Floats
@@ -174,7 +192,7 @@ class _Model:
         basis[-1, -1] = 1.0
         bends = np.diff(np.eye(splines, splines + 1), 3, axis=0)
         # The ridge keeps what the rows do not say from drifting.
-        return cls(cells, basis, cells.ends, bends, bends.T @ bends, 1e-6 * np.eye(splines + 1))
+        return cls(cells, basis, bends, bends.T @ bends, 1e-6 * np.eye(splines + 1))
 
     def mass(self, at: Floats) -> Floats:
         """The probability of each cell; parameters are the first axis."""
@@ -204,9 +222,7 @@ class _Model:
         bends: Floats | float = 0.0,
     ) -> Floats:
         """Of the penalised log-likelihood, in the parameters."""
-        expected = (
-            mass * np.cumsum(np.asarray(self.ends @ (rows / inside)), axis=0)[:-1] - rows.sum(axis=0) * mass
-        )
+        expected = mass * self.cells.spread(rows / inside) - rows.sum(axis=0) * mass
         expected[-1] += NEVER
         expected -= NEVER * mass
         found: Floats = self.basis.T @ expected - (weight * self.penalty + self.ridge) @ at + bends
@@ -250,7 +266,9 @@ def smooth(times: Intervals, user: Ints | None = None, *, draws: int = 0) -> Smo
     else:
         error = _linear(model, times, user, best)
     density = np.exp(-0.5 * probits**2) / np.sqrt(2 * np.pi)
-    return Smooth(model.cells.edges[1:][inner], probits, error[inner] / density, best.bends)
+    return Smooth(
+        model.cells.edges[1:][inner], probits, error[inner] / density, best.bends, bool(share[-1] > 1 - OUTER)
+    )
 
 
 def _trusted(share: Floats) -> Bools:

@@ -247,7 +247,8 @@ def latency_quantiles(
         p90_why                       string   as p50_why
         ============================  =======  ========================================================
 
-        Where the looks leave a gap around a quantile it is missing, and low and high are the ends of the gap.
+        Where the looks leave a gap around a quantile it is missing, and low and high are the ends of the gap. An
+        interval that goes on beyond what was seen to end has no high.
     """
     draws = DRAWS if draws is None and by is None else draws or 0
     rows = answered(members, "latency_quantiles", *_COLUMNS)
@@ -355,7 +356,10 @@ def _against_the_rest(times: Times, group: Ints, sizes: Floats, fdr: float) -> t
     shift, error = shifts(known, curve, group, width)
     p50 = curve.quantile(0.5)
     ends = [shift, shift - Z95 * error, shift + Z95 * error]
-    ratio = np.array([[curve.quantile(float(special.ndtr(z))) for z in end] for end in ends]) / p50
+    ratio = (
+        np.array([[curve.quantile(min(float(special.ndtr(z)), curve.reach)) for z in end] for end in ends])
+        / p50
+    )
     return p_value, ratio, p50
 
 
@@ -410,11 +414,12 @@ def _quantile(known: Intervals, fit: Smooth | None, share: float) -> tuple[float
     bounds, seconds = known.bounds, fit.quantile(share)
     after = int(np.searchsorted(bounds, seconds))
     start, end = float(bounds[after - 1]), float(bounds[after])
-    if np.isinf(end):
-        return nan, start, nan, "following ended first"
+    if np.isinf(seconds) or np.isinf(end):
+        return nan, float(bounds[-2]), nan, "following ended first"
     if end > WIDEST_GAP * start:
         return nan, start, end, f"no look between {start:.3g} and {end:.3g} s"
-    return seconds, fit.quantile(share, Z95), fit.quantile(share, -Z95), ""
+    last = fit.quantile(share, -Z95)
+    return seconds, fit.quantile(share, Z95), last if np.isfinite(last) else nan, ""
 
 
 def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Ints]]:
