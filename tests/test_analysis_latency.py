@@ -216,7 +216,7 @@ def test_exact_and_interval_are_never_mixed_unsaid():
     assert analysis.latency_quantiles(members, duration="job")["n_interval"].iloc[0] == 0
     assert curve["share"].is_monotonic_increasing
     assert ((curve["low"] <= curve["share"]) & (curve["share"] <= curve["high"])).all()
-    assert (curve["naive"] <= curve["high"]).all()
+    assert (curve["naive"] <= curve["high"] + 0.001).all()
     assert attrs["quantiles"][0]["p50"] == pytest.approx(40, rel=0.1)
 
 

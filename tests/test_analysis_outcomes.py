@@ -6,6 +6,8 @@ import pytest
 from test_analysis_worlds import Coverage, no_objects, world
 
 from mxlab import analysis
+from mxlab.analysis import _censored
+from mxlab.analysis.outcomes import _ENDS, _ended, _incidence
 
 ENDS = {"finished": "nobody", "waiting_on_user": "user", "failed": "mx", "running": "nobody"}
 
@@ -39,6 +41,23 @@ def aalen_johansen(outcomes, times, at):
             found[end] += alive * count / risk
         alive *= 1 - sum(here.values()) / risk
     return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_equal_aalen_johansen_to_a_millionth(seed):
+    rng = np.random.default_rng(seed)
+    times = rng.exponential(20, 120).round(1) + 0.1
+    outcomes = rng.choice(list(ENDS), 120, p=[0.6, 0.15, 0.1, 0.15])
+    used, cause, low, high = _ended(ended(outcomes, times))
+    assert used.all()
+    seen = sorted(set(cause[cause >= 0].tolist()))
+    known = _censored.intervals(low, high)
+    steps, _ = _incidence(known, cause, seen, tolerance=1e-12, rounds=100_000)
+    for at in known.bounds[1:-1:7]:
+        expected = aalen_johansen(outcomes, times, at)
+        place = np.searchsorted(known.bounds, at)
+        found = {_ENDS[end][0]: steps[row, place] for row, end in enumerate(seen)}
+        assert found == {end: pytest.approx(expected[end], abs=1e-6) for end in found}
 
 
 @pytest.mark.parametrize("seed", range(3))

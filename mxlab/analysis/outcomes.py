@@ -202,7 +202,9 @@ def _ended(rows: pd.DataFrame) -> tuple[Bools, Ints, Floats, Floats]:
     return (cause >= -1) & (high >= low), cause, low, high
 
 
-def _incidence(times: Intervals, cause: Ints, seen: list[int]) -> tuple[Floats, Floats]:
+def _incidence(
+    times: Intervals, cause: Ints, seen: list[int], *, tolerance: float = 1e-4, rounds: int = 1_500
+) -> tuple[Floats, Floats]:
     """The nonparametric cumulative incidence of each end at each bound, and whose the censored rows will be.
 
     EM over cells of time and end: a row of known end spreads over the cells of its interval, a censored one
@@ -224,7 +226,7 @@ def _incidence(times: Intervals, cause: Ints, seen: list[int]) -> tuple[Floats, 
     total = mass.sum() + beyond
     mass, beyond = mass / total, beyond / total
     rows = np.arange(len(seen))[:, None]
-    for _ in range(1_500):
+    for _ in range(rounds):
         steps = np.concatenate([np.zeros((len(seen), 1)), np.cumsum(mass, axis=1)], axis=1)
         inside = np.maximum(steps[end, last] - steps[end, first], _censored.TINY)
         ratio = count / inside
@@ -235,7 +237,7 @@ def _incidence(times: Intervals, cause: Ints, seen: list[int]) -> tuple[Floats, 
         np.subtract.at(rise, (end, last), ratio)
         rise = np.cumsum(rise + spread, axis=1)[:, :-1] / n
         mass, beyond = mass * rise, beyond * spread.sum() / n
-        if (np.abs(rise - 1) * (mass > 1e-12)).max(initial=0) < 1e-4:
+        if (np.abs(rise - 1) * (mass > 1e-12)).max(initial=0) < tolerance:
             break
     steps = np.concatenate([np.zeros((len(seen), 1)), np.cumsum(mass, axis=1)], axis=1)
     left = np.maximum(steps[:, -1].sum() + beyond - steps.sum(axis=0), _censored.TINY)

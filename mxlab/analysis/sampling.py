@@ -17,6 +17,7 @@ _ESTIMATE = {
     "effective_n": "float64",
     "users_for_reach": "float64",
     "is_sample": "bool",
+    "is_reached": "bool",
 }
 
 
@@ -57,6 +58,7 @@ def share_estimate(
         effective_n      float64  independent members that would say as much
         users_for_reach  float64  users to answer in all until the interval is ± `reach`
         is_sample        bool     the order was random: the rest may be inferred
+        is_reached       bool     the interval is ± `reach` or narrower: a run may stop here
         ===============  =======  ====================================================================
 
     Notes
@@ -64,7 +66,8 @@ def share_estimate(
     Users are drawn, not members: ratio estimator over users with the finite-population correction, W. G.
     Cochran, Sampling Techniques (1977), 6.3 and 9A; Wilson interval at the effective sample size (E. L. Korn,
     B. I. Graubard, Surv. Methodol. 24 (1998) 193). Users lost for good are taken to be like the others:
-    `mxlab.analysis.loss_pattern` tests that.
+    `mxlab.analysis.loss_pattern` tests that. A run is stopped by its Job, with ``seen = job.partial()``:
+    ``if share_estimate(seen.members, seen.coverage)["is_reached"].all(): job.cancel()``.
     """
     rows = answered(members, "share_estimate", "who_must_act", "session")
     holds: Bools = (rows["who_must_act"] == condition).to_numpy(dtype=bool, na_value=False)
@@ -99,6 +102,7 @@ def share_estimate(
         "effective_n": effective,
         "users_for_reach": float(np.ceil(needed / (1 + needed / max(whole, 1)))),
         "is_sample": fair,
+        "is_reached": bool(fair and high - low <= 2 * reach),
     }
     frame = table([row], _ESTIMATE)
     frame.attrs = {"reach": reach, "coverage": described(coverage)}

@@ -58,7 +58,7 @@ class LookSchedule:
     longest_seconds: float = 30.0
     growth: float = 1.6
     jitter: float = 0.2
-    spread: float = 2.0
+    spread: float = 3.0
 
     def gap(self, before: float | None, rng: random.Random) -> float:
         """Seconds to the next look, after a gap of `before`, or None for the first."""
