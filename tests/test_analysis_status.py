@@ -126,6 +126,25 @@ def test_missing_column_names_column_function_and_source():
         analysis.status_counts(world(5).drop(columns="connection_status"))
 
 
+@pytest.mark.parametrize(
+    ("summary", "column"),
+    [
+        (analysis.who_must_act, "connection_status"),
+        (analysis.status_by_institution, "institution"),
+        (analysis.success_rates, "outcome"),
+        (analysis.freshness, "eligible"),
+        (analysis.freshness_shares, "age_seconds"),
+        (analysis.aggregation_latency, "job_seconds"),
+        (analysis.latency_quantiles, "aggregation_seconds_low"),
+        (analysis.slow_institutions, "institution"),
+        (analysis.outcomes_over_time, "aggregation_seconds_high"),
+    ],
+)
+def test_every_summary_names_the_column_itself_and_the_source(summary, column):
+    with pytest.raises(SchemaError, match=rf"{summary.__name__} needs the column '{column}'; it is in Snap"):
+        summary(world(5).drop(columns=column))
+
+
 def test_success_rates_with_and_without_the_users_part():
     members = world(3)
     members["outcome"] = pd.Categorical(["finished", "failed", "waiting_on_user"])

@@ -12,6 +12,7 @@ from mxlab.analysis._inputs import (
     codes,
     described,
     groups,
+    need,
     strings,
     who_column,
 )
@@ -138,6 +139,7 @@ def status_by_institution(
         ``attrs["finding"]``: None, or ``institution``, ``share``, ``rest_share`` of the clearest excess at
         one of the named institutions.
     """
+    need(members, ("institution", "connection_status", "user_state"), "status_by_institution")
     whole = who_must_act(members, coverage=None, by="institution")
     table = whole.pivot_table(
         index="institution", columns="who_must_act", values="count", observed=False, sort=False
