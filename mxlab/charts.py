@@ -36,6 +36,8 @@ class Chart:
         Of the summary.
     of_two
         Whether it compares the Snapshot with an earlier one.
+    given
+        More options of the summary, from the Snapshot and the earlier one, if any.
     """
 
     frame: str
@@ -44,12 +46,19 @@ class Chart:
     question: str
     options: Mapping[str, Any] = field(default_factory=dict)
     of_two: bool = False
+    given: Callable[[Snapshot, Snapshot | None], Mapping[str, Any]] = lambda _snap, _against: {}
 
 
-def _declared(
-    name: str, frame: str, question: str, *, of_two: bool = False, **options: Any
-) -> tuple[str, Chart]:
-    return name, Chart(frame, getattr(analysis, name), getattr(plots, name), question, options, of_two)
+def _declared(name: str, frame: str, question: str, **more: Any) -> tuple[str, Chart]:
+    return name, Chart(frame, getattr(analysis, name), getattr(plots, name), question, **more)
+
+
+def _baseline(_: Snapshot, against: Snapshot | None) -> Mapping[str, Any]:
+    return {} if against is None else {"baseline": against.members}
+
+
+def _speed(snap: Snapshot, _: Snapshot | None) -> Mapping[str, Any]:
+    return {"speed": (snap.manifest.get("clock") or {}).get("speed", 1.0)}
 
 
 CHARTS: dict[str, Chart] = dict(
@@ -59,15 +68,24 @@ CHARTS: dict[str, Chart] = dict(
         _declared("status_by_institution", "members", "Who must act, bank by bank?"),
         _declared("aggregation_latency", "members", "How long does aggregation take?"),
         _declared("outcomes_over_time", "members", "How do aggregations end, and when?"),
-        _declared("latency_quantiles", "members", "How long does it take, bank by bank?", by="institution"),
+        _declared(
+            "latency_quantiles",
+            "members",
+            "How long does it take, bank by bank?",
+            options={"by": "institution"},
+        ),
         _declared("slow_institutions", "members", "Which banks are slower than the rest?"),
         _declared("freshness", "members", "How old is the data?"),
-        _declared("outage_scan", "members", "Which banks fail more than they used to?"),
+        _declared("outage_scan", "members", "Which banks fail more than they used to?", given=_baseline),
         _declared("institution_funnel", "members", "Which banks fail more than chance explains?"),
         _declared("attributable_share", "members", "What would be won if a bank were like the rest?"),
         _declared("findings_by_institution", "members", "Which records look wrong, and where?"),
         _declared("reply_times", "requests", "How fast are the replies?"),
         _declared("request_failures", "requests", "What went wrong on the way?"),
+        _declared("run_timeline", "requests", "How did the run go?", given=_speed),
+        _declared("status_history", "members", "How did it change from run to run?"),
+        _declared("time_in_status", "members", "How long does a status last?"),
+        _declared("time_to_recover", "members", "When are members connected again?"),
         _declared("transitions", "members", "Who moved from which status to which?", of_two=True),
         _declared("mix_and_rate", "members", "Is it the mix of banks or the banks themselves?", of_two=True),
     )
@@ -94,11 +112,12 @@ def summarize(name: str, snap: Snapshot, against: Snapshot | None = None) -> pd.
     """
     chart = _chart(name)
     frame = getattr(snap, chart.frame)
+    options = {"coverage": snap.coverage, **chart.options, **chart.given(snap, against)}
     if not chart.of_two:
-        return chart.summary(frame, coverage=snap.coverage, **chart.options)
+        return chart.summary(frame, **options)
     if against is None:
         raise ConfigError(f"{name} compares two snapshots: give the earlier one as against=")
-    return chart.summary(getattr(against, chart.frame), frame, coverage=snap.coverage, **chart.options)
+    return chart.summary(getattr(against, chart.frame), frame, **options)
 
 
 def draw(
@@ -119,7 +138,8 @@ def draw(
     snap
         What to draw.
     against
-        The earlier Snapshot, for a chart that compares two; others ignore it.
+        The earlier Snapshot, for a chart that compares two and for `outage_scan`, whose baseline it is; others
+        ignore it.
     ax
         Where; a new figure without it.
     width, dark

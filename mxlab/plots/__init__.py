@@ -2,6 +2,7 @@
 
 from mxlab.plots.ages import freshness
 from mxlab.plots.change import mix_and_rate, transitions
+from mxlab.plots.history import status_history, time_in_status, time_to_recover
 from mxlab.plots.institutions import attributable_share, institution_funnel, outage_scan
 from mxlab.plots.latency import aggregation_latency, latency_quantiles, slow_institutions
 from mxlab.plots.outcomes import outcomes_over_time
@@ -25,6 +26,9 @@ __all__ = [
     "slow_institutions",
     "status_by_institution",
     "status_counts",
+    "status_history",
+    "time_in_status",
+    "time_to_recover",
     "transitions",
     "who_must_act",
 ]

@@ -148,12 +148,18 @@ def mix_and_rate(
     rest = summary.iloc[top:]
     if len(rest):
         named.append({"name": f"all other ({len(rest)})", "value": float(rest["total"].sum())})
-    ax, theme = style.axes(ax, width=width, height=200 + 27 * (len(rows) + len(named)), dark=dark)
     what = WHO_WORDS[attrs["who"]]
     subtitle = f"Share of members “{what}”, {style.percent(attrs['before'])} before, {style.percent(attrs['after'])} after, in points; lines: 95 % intervals; below: by {attrs['by']}"
-    taken = style.title(ax, title or _headline(attrs, what), subtitle)
     every = rows + named
-    style.name_rows(ax, [row["name"] for row in every], bold={"change in all"}, top=taken + 0.3, right=0.5)
+    ax, theme = style.rows(
+        ax,
+        [row["name"] for row in every],
+        title or _headline(attrs, what),
+        subtitle,
+        width=width,
+        dark=dark,
+        bold={"change in all"},
+    )
     for place, row in enumerate(every):
         colour = theme.ink if place < len(rows) else theme.muted
         ax.barh(place, row["value"], height=0.62, color=colour, alpha=1.0 if place == 0 else 0.75)

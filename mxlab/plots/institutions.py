@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mxlab.plots import style
-from mxlab.plots.style import SMALL, words
+from mxlab.plots.style import SMALL
 
 
 def institution_funnel(
@@ -118,7 +118,6 @@ def outage_scan(
     by = summary.attrs.get("by", "institution")
     shown = summary.drop_duplicates(by).head(top)
     alarms = shown.loc[shown["is_alarm"], by].tolist()
-    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
     scanned = summary.attrs.get("scanned", 0)
     plain = f"No outage among {style.counted(scanned, 'institution')}"
     one = f"{alarms[0]} fails far more than its past explains" if alarms else plain
@@ -126,18 +125,25 @@ def outage_scan(
         one if len(alarms) < 2 else f"{len(alarms)} institutions fail far more than their past explains"
     )
     subtitle = "Failed share of the last hours' jobs (dot, 95 % interval) against the institution's baseline (bar); bold: alarm"
-    taken = style.title(ax, title or headline, subtitle)
-    style.name_rows(ax, shown[by].tolist(), bold=set(alarms), top=taken + 0.3, right=1.1)
+    ax, theme = style.rows(
+        ax,
+        shown[by].tolist(),
+        title or headline,
+        subtitle,
+        width=width,
+        dark=dark,
+        bold=set(alarms),
+        beside=[f"{row.failures:,} of {row.n:,} in {row.window_hours:g} h" for row in shown.itertuples()],
+        over="failed",
+        empty="no job in the window",
+    )
     if shown.empty:
-        style.nothing(ax, "no job in the window")
         return ax
     for place, row in enumerate(shown.to_dict("records")):
         colour = theme.who["mx"] if row["is_alarm"] else theme.muted
         ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.5)
-        ax.plot([row["share"]], [place], "o", color=colour, markersize=6)
+        ax.plot([row["share"]], [place], "o", color=colour, markersize=6, clip_on=False)
         ax.plot([row["baseline_share"]] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.6)
-        text = f"{row['failures']:,} of {row['n']:,} in {row['window_hours']:g} h"
-        words(ax, 1.02, place, text, transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted)
     ax.set_xlim(0, 1)
     style.share_axis(ax, "x")
     style.grid(ax, "x")
@@ -166,7 +172,6 @@ def attributable_share(
     """
     by = summary.attrs.get("by", "institution")
     shown = summary.loc[summary["excess"] > 0].head(top)
-    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
     sure = shown.loc[shown["excess_low"] > 0]
     headline = "What each institution adds to members waiting for MX or the bank"
     if len(sure):
@@ -176,10 +181,19 @@ def attributable_share(
     subtitle = (
         "Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals"
     )
-    taken = style.title(ax, title or headline, subtitle)
-    style.name_rows(ax, shown[by].tolist(), bold=set(sure[by].head(1)), top=taken + 0.3)
+    ax, theme = style.rows(
+        ax,
+        shown[by].tolist(),
+        title or headline,
+        subtitle,
+        width=width,
+        dark=dark,
+        bold=set(sure[by].head(1)),
+        beside=[f"{n:,}" for n in shown["n"]],
+        over="members",
+        empty="no institution is above the others",
+    )
     if shown.empty:
-        style.nothing(ax, "no institution is above the others")
         return ax
     for place, row in enumerate(shown.to_dict("records")):
         colour = theme.who["mx"] if row["excess_low"] > 0 else theme.grid

@@ -181,15 +181,22 @@ def latency_quantiles(
         How many groups are drawn, the largest; they are ordered by their median.
     """
     known = summary.loc[summary["p50"].notna()].head(top).sort_values("p50", ascending=False)
-    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(known), 3), dark=dark)
     by = summary.attrs.get("by") or "all"
     rest = len(summary) - len(known)
     more = f"; {rest:,} smaller or without a median not shown" if rest else ""
     subtitle = f"Median (dot, with 95 % interval) to 90 % point (bar's end) by {by}{more}"
-    taken = style.title(ax, title or "How long aggregations take, slowest first", subtitle)
-    style.name_rows(ax, known["group"].tolist(), top=taken + 0.3)
+    ax, theme = style.rows(
+        ax,
+        known["group"].tolist(),
+        title or "How long aggregations take, slowest first",
+        subtitle,
+        width=width,
+        dark=dark,
+        beside=[f"{n:,}" for n in known["n"]],
+        over="n",
+        empty="no group with a median",
+    )
     if known.empty:
-        style.nothing(ax, "no group with a median")
         return ax
     far = known[["p90", "p50_high", "p50"]].max(axis=1)
     first = float(known[["p50_low", "p50"]].min(axis=1).min())
@@ -218,21 +225,10 @@ def latency_quantiles(
             size=SMALL,
             color=theme.ink,
         )
-        words(
-            ax,
-            1.09,
-            place,
-            f"{row['n']:,}",
-            transform=ax.get_yaxis_transform(),
-            size=SMALL,
-            color=theme.muted,
-            ha="right",
-        )
     room = 1.15 if wide else 0.5  # inches for the words beside the longest bar
     span = float(np.log(far.max() / first)) / max(1 - room / _width(ax), 0.2)
     style.time_axis(ax, first / 1.15, first * float(np.exp(span)))
     style.grid(ax, "x")
-    words(ax, 1.09, -0.85, "n", transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted, ha="right")
     return ax
 
 
@@ -258,7 +254,6 @@ def slow_institutions(
     """
     shown, by = summary.head(top), summary.attrs.get("by") or "institution"
     slow = summary.loc[summary["is_slower"]]
-    ax, theme = style.axes(ax, width=width, height=185 + 27 * max(len(shown), 3), dark=dark)
     plain = f"No {by} is slower than the rest" if len(summary) else "Which institutions are slower"
     headline = plain
     if len(slow):
@@ -266,27 +261,25 @@ def slow_institutions(
         headline = f"{first[by]} takes {first['ratio']:.2g} times as long as the rest"
         headline += f", {len(slow) - 1} more are slower too" if len(slow) > 1 else ""
     subtitle = f"Median time over that of the rest; lines: 95 % intervals; {len(summary):,} compared, bold where the test holds"
-    taken = style.title(ax, title or headline, subtitle)
-    style.name_rows(ax, shown[by].tolist(), bold=set(slow[by]), top=taken + 0.3)
+    ax, theme = style.rows(
+        ax,
+        shown[by].tolist(),
+        title or headline,
+        subtitle,
+        width=width,
+        dark=dark,
+        bold=set(slow[by]),
+        beside=[f"{n:,}" for n in shown["n"]],
+        over="n",
+        empty="too few aggregations to compare",
+    )
     if shown.empty:
-        style.nothing(ax, "too few aggregations to compare")
         return ax
     low, high = shown["ratio_low"].fillna(shown["ratio"]), shown["ratio_high"].fillna(shown["ratio"])
     for place, row in enumerate(shown.to_dict("records")):
         colour = theme.ink if row["is_slower"] else theme.muted
         ax.plot([low.iloc[place], high.iloc[place]], [place, place], color=colour, linewidth=1.5)
         ax.plot([row["ratio"]], [place], "o", color=colour, markersize=6)
-        words(
-            ax,
-            1.09,
-            place,
-            f"{row['n']:,}",
-            transform=ax.get_yaxis_transform(),
-            size=SMALL,
-            color=theme.muted,
-            ha="right",
-        )
-    words(ax, 1.09, -0.85, "n", transform=ax.get_yaxis_transform(), size=SMALL, color=theme.muted, ha="right")
     ax.axvline(1, color=theme.muted, linewidth=0.9)
     ax.set_xscale("log")
     ax.set_xlim(min(float(low.min()), 0.8) / 1.08, max(float(high.max()), 1.5) * 1.1)

@@ -414,6 +414,52 @@ def in_words(share: float, verb: tuple[str, str]) -> str:
     return f"{near} {verb[0]}" if near else f"{percent(share)} of members {verb[1]}"
 
 
+def rows(
+    ax: Axes | None,
+    names: Sequence[str],
+    finding: str,
+    subtitle: str,
+    *,
+    width: int,
+    dark: bool,
+    bold: Container[str] = (),
+    beside: Sequence[str] = (),
+    over: str = "",
+    part: float = 0.3,
+    empty: str = "nothing to draw",
+) -> tuple[Axes, Theme]:
+    """Axes with a title and one row for each name, the first at the top; without names they say that they are empty.
+
+    Parameters
+    ----------
+    ax, width, dark
+        As every drawing takes them.
+    names
+        Of the rows; those in `bold` are emphasized.
+    finding, subtitle
+        Above the axes.
+    beside, over
+        A column right of the axes, such as n, and the word above it.
+    part
+        Of the width, that names may take.
+    empty
+        What is said where there are no names.
+    """
+    ax, theme = axes(ax, width=width, height=185 + 27 * max(len(names), 3), dark=dark)
+    taken = title(ax, finding, subtitle)
+    column = max([text_width(text, SMALL) for text in (*beside, over)], default=0.0)
+    name_rows(ax, names, bold=bold, top=taken + 0.3, right=column + EDGE + 0.2, part=part)
+    if not names:
+        nothing(ax, empty)
+        return ax, theme
+    at = 1 + (column + 0.2) / (float(ax.get_position().width) * inches(ax)[0])
+    look = {"transform": ax.get_yaxis_transform(), "ha": "right", "size": SMALL, "color": theme.muted}
+    for place, text in enumerate(beside):
+        words(ax, at, place, text, **look)
+    words(ax, at, -0.85, over, **look)
+    return ax, theme
+
+
 def name_rows(
     ax: Axes,
     names: Sequence[str],

@@ -1,0 +1,196 @@
+"""Drawings of what several runs tell together."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+from mxlab.nexus.status import WHO_MUST_ACT, who_must_act
+from mxlab.plots import style
+from mxlab.plots.style import SMALL, WHO_WORDS, words
+
+
+def status_history(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """The share of members on each answer to who must act, run by run, with its band.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.status_history` gives.
+    ax
+        Where to draw; a new figure without it.
+    title
+        Instead of the finding.
+    width, dark
+        Of the new figure: pixels; on dark paper.
+    """
+    ax, theme = style.axes(ax, width=width, height=430, dark=dark)
+    runs = summary.attrs.get("runs", 0)
+    sizes = summary.drop_duplicates("run_id")["n"]
+    members = f"{sizes.min():,} to {sizes.max():,} members each" if len(sizes) else "no member"
+    subtitle = f"Who must act, share of members in {style.counted(runs, 'run')}, {members}; bands: 95 %"
+    top = style.title(ax, title or _headline(summary), subtitle)
+    shown = [who for who in WHO_MUST_ACT if summary.loc[summary["who_must_act"] == who, "count"].sum()]
+    labels = {who: WHO_WORDS[who] for who in shown}
+    room = max([style.text_width(f"{word} 100 %", SMALL, bold=True) for word in labels.values()], default=0.5)
+    style.margins(ax, left=0.68, right=room + 0.3, top=top + 0.2)
+    if not shown:
+        style.nothing(ax, "no run with a member")
+        return ax
+    ends = []
+    for who in shown:
+        part = summary.loc[summary["who_must_act"] == who]
+        at = part["seen_at"].dt.tz_localize(None)
+        ax.fill_between(at, part["low"], part["high"], color=theme.who[who], alpha=0.18, linewidth=0)
+        ax.plot(at, part["share"], "o-", color=theme.who[who], linewidth=2.2, markersize=4, label=who)
+        ends.append(float(part["share"].iloc[-1]))
+    ax.set_ylim(0, min(1.0, float(summary["high"].max()) * 1.04))
+    style.share_axis(ax, "y", ax.get_ylim()[1])
+    style.grid(ax, "y")
+    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    high = ax.get_ylim()[1]
+    least = high * 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
+    for who, end, place in zip(shown, ends, style.apart(ends, least, 0.01 * high, high), strict=True):
+        words(
+            ax,
+            1.015,
+            place,
+            f"{labels[who]} {style.percent(end)}",
+            transform=ax.get_yaxis_transform(),
+            color=theme.label[who],
+            weight="bold",
+            size=SMALL,
+        )
+    return ax
+
+
+def _headline(summary: pd.DataFrame) -> str:
+    """The change of the share connected from the first run to the last, where their intervals are apart."""
+    part = summary.loc[summary["who_must_act"] == "nobody"]
+    if len(part) < 2:
+        return "Who must act, over time"
+    first, last = part.iloc[0], part.iloc[-1]
+    before, after = style.percent(first["share"]), style.percent(last["share"])
+    if first["low"] <= last["high"] and last["low"] <= first["high"]:
+        return f"{after} of members are connected, no change beyond chance since the first run"
+    return f"{after} of members are connected, {before} were in the first run"
+
+
+def time_in_status(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """For each status a bar from its median length to its 90 % point, with the median's interval.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.time_in_status` gives.
+    ax, title, width, dark
+        As `status_history` takes them.
+    """
+    known = summary.loc[summary["p50"].notna()]
+    left_out = len(summary) - len(known)
+    more = f"; {style.counted(left_out, 'status')}es have too few" if left_out > 1 else ""
+    subtitle = f"Median (dot, 95 % interval) to 90 % point (bar's end) of episodes whose beginning was seen; n: episodes{more}"
+    ax, theme = style.rows(
+        ax,
+        [WHO_WORDS.get(status, status) for status in known["status"]],
+        title or "How long a member stays in a status",
+        subtitle,
+        width=width,
+        dark=dark,
+        beside=[f"{n:,}" for n in known["n"]],
+        over="n",
+        empty="no status with a median: it takes several runs and 20 ended episodes",
+    )
+    if known.empty:
+        return ax
+    far = known[["p90", "p50_high", "p50"]].max(axis=1)
+    for place, (row, end) in enumerate(zip(known.to_dict("records"), far, strict=True)):
+        status = row["status"]
+        colour = theme.who[status if status in WHO_WORDS else who_must_act(status)]
+        if row["p90"] == row["p90"]:
+            ax.barh(place, row["p90"] - row["p50"], left=row["p50"], height=0.34, color=colour, alpha=0.35)
+        ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=colour, linewidth=1.8)
+        ax.plot([row["p50"]], [place], "o", color=colour, markersize=6)
+        said = style.duration(row["p50"])
+        style.note(ax, said, (end, place), xytext=(6, 0), va="center", size=SMALL, color=theme.ink)
+    first = float(known[["p50_low", "p50"]].min(axis=1).min())
+    style.time_axis(ax, first / 1.3, float(far.max()) * 2)
+    style.grid(ax, "x")
+    return ax
+
+
+def time_to_recover(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """The share of troubled members that are connected again by a time since they left it, a curve for each group.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.time_to_recover` gives.
+    ax, title, width, dark
+        As `status_history` takes them.
+    """
+    ax, theme = style.axes(ax, width=width, height=430, dark=dark)
+    quantiles = {row["group"]: row for row in summary.attrs.get("quantiles", [])}
+    whole = quantiles.get("all", {})
+    median = whole.get("p50")
+    headline = "How long members take to be connected again"
+    if median is not None and not np.isnan(median):
+        headline = f"Half of the troubled are connected again within {style.duration(median)}"
+    gap = summary.attrs.get("gap_seconds")
+    looks = f"; looks {style.duration(gap)} apart" if gap and not np.isnan(gap) else ""
+    subtitle = f"Share connected again, by time since CONNECTED was left ({style.counted(whole.get('n', 0), 'episode')}); band: 95 %; dashed: of seen episodes alone{looks}"
+    top = style.title(ax, title or headline, subtitle)
+    groups = list(dict.fromkeys(summary["group"]))
+    labels = {
+        name: f"{WHO_WORDS.get(name, style.cut(name, 1.2, SMALL))}, n {quantiles.get(name, {}).get('n', 0):,}"
+        for name in groups
+    }
+    room = max([style.text_width(text, SMALL, bold=True) for text in labels.values()], default=0.5)
+    style.margins(ax, left=0.68, right=room + 0.3, top=top + 0.2)
+    if not groups:
+        style.nothing(ax, "no episode whose beginning was seen: it takes several runs")
+        return ax
+    ends = []
+    for name in groups:
+        part = summary.loc[summary["group"] == name]
+        colour = theme.who.get(name, theme.ink)
+        seconds = part["seconds"]
+        if name == "all":
+            ax.fill_between(seconds, part["low"], part["high"], color=colour, alpha=0.12, linewidth=0)
+            ax.plot(seconds, part["naive"], color=theme.muted, linewidth=1.1, dashes=(4, 3), label="naive")
+        thick = 2.6 if name == "all" else 1.6
+        ax.plot(seconds, part["share"], color=colour, linewidth=thick, label=name)
+        ends.append(float(part["share"].iloc[-1]))
+    style.time_axis(ax, max(float(summary["seconds"].min()), 60.0), float(summary["seconds"].max()))
+    ax.set_ylim(0, 1.02)
+    style.share_axis(ax, "y")
+    style.grid(ax, "y")
+    least = 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
+    for name, place in zip(groups, style.apart(ends, least, 0.02, 1.0), strict=True):
+        colour = theme.label.get(name, theme.ink)
+        look = {"color": colour, "size": SMALL, "weight": "bold"}
+        words(ax, 1.015, place, labels[name], transform=ax.get_yaxis_transform(), **look)
+    return ax
