@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from test_analysis_history import LENGTHS, renewal
 from test_analysis_worlds import Coverage, log, with_status, world
 
 from mxlab import analysis, plots
@@ -34,6 +35,7 @@ def frames():
 @pytest.fixture(scope="module")
 def summaries(frames):
     members, later, requests = frames
+    runs = renewal(1, LENGTHS["exponential"][0], members=400)
     return {
         "status_counts": analysis.status_counts(later, coverage=Coverage()),
         "who_must_act": analysis.who_must_act(later, coverage=Coverage()),
@@ -52,6 +54,9 @@ def summaries(frames):
         "reply_times": analysis.reply_times(requests),
         "request_failures": analysis.request_failures(requests),
         "run_timeline": analysis.run_timeline(requests),
+        "status_history": analysis.status_history(runs),
+        "time_in_status": analysis.time_in_status(runs),
+        "time_to_recover": analysis.time_to_recover(runs),
     }
 
 
@@ -166,6 +171,49 @@ def test_areas_of_outcomes_are_stacked(summaries):
     tops = [line.get_ydata()[-1] for line in ax.lines]
     finals = summary.groupby(["outcome", "who_must_act"], sort=False, observed=True)["share"].last()
     assert tops == pytest.approx(np.cumsum(finals).tolist())
+
+
+def test_lines_of_the_history_equal_the_summary(summaries):
+    summary = summaries["status_history"]
+    ax = plots.status_history(summary)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == {"nobody", "user"}
+    for who, line in lines.items():
+        part = summary[summary["who_must_act"] == who]
+        assert line.get_ydata() == pytest.approx(part["share"].to_numpy())
+    assert (
+        f"{style.percent(lines['nobody'].get_ydata()[-1])} of members" in style.root(ax).texts[0].get_text()
+    )
+
+
+def test_dots_of_the_time_in_a_status_are_its_medians(summaries):
+    summary = summaries["time_in_status"]
+    ax = plots.time_in_status(summary)
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx(summary["p50"].dropna().tolist())
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    assert ends == pytest.approx(summary["p90"].dropna().tolist())
+
+
+def test_curves_of_recovery_equal_the_summary(summaries):
+    summary = summaries["time_to_recover"]
+    ax = plots.time_to_recover(summary)
+    lines = {line.get_label(): line for line in ax.lines}
+    for group in summary["group"].unique():
+        part = summary[summary["group"] == group]
+        assert lines[group].get_ydata() == pytest.approx(part["share"].to_numpy())
+    whole = summary[summary["group"] == "all"]
+    assert lines["naive"].get_ydata() == pytest.approx(whole["naive"].to_numpy(), nan_ok=True)
+
+
+def test_the_timeline_holds_every_request(summaries):
+    summary = summaries["run_timeline"]
+    ax = plots.run_timeline(summary)
+    in_flight = next(line for line in ax.lines if line.get_label() == "in flight")
+    assert in_flight.get_ydata() == pytest.approx(summary["in_flight"].to_numpy())
+    title, subtitle = (text.get_text() for text in style.root(ax).texts[:2])
+    assert title.startswith(f"{summary.attrs['n']:,} requests in ")
+    assert f"at most {summary['in_flight'].max():,} in flight" in subtitle
 
 
 def test_a_finding_is_only_said_where_its_test_passed(frames):

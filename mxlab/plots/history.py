@@ -34,7 +34,8 @@ def status_history(
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
     runs = summary.attrs.get("runs", 0)
     sizes = summary.drop_duplicates("run_id")["n"]
-    members = f"{sizes.min():,} to {sizes.max():,} members each" if len(sizes) else "no member"
+    span = dict.fromkeys(f"{size:,}" for size in (sizes.min(), sizes.max())) if len(sizes) else ["no"]
+    members = f"{' to '.join(span)} members each"
     subtitle = f"Who must act, share of members in {style.counted(runs, 'run')}, {members}; bands: 95 %"
     top = style.title(ax, title or _headline(summary), subtitle)
     shown = [who for who in WHO_MUST_ACT if summary.loc[summary["who_must_act"] == who, "count"].sum()]
@@ -54,9 +55,9 @@ def status_history(
     ax.set_ylim(0, min(1.0, float(summary["high"].max()) * 1.04))
     style.share_axis(ax, "y", ax.get_ylim()[1])
     style.grid(ax, "y")
-    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))
+    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
     high = ax.get_ylim()[1]
     least = high * 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
     for who, end, place in zip(shown, ends, style.apart(ends, least, 0.01 * high, high), strict=True):
@@ -127,7 +128,8 @@ def time_in_status(
             ax.barh(place, row["p90"] - row["p50"], left=row["p50"], height=0.34, color=colour, alpha=0.35)
         ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=colour, linewidth=1.8)
         ax.plot([row["p50"]], [place], "o", color=colour, markersize=6)
-        said = style.duration(row["p50"])
+        both = row["p90"] == row["p90"]
+        said = " to ".join(style.duration(row[each]) for each in ("p50", *["p90"] * both))
         style.note(ax, said, (end, place), xytext=(6, 0), va="center", size=SMALL, color=theme.ink)
     first = float(known[["p50_low", "p50"]].min(axis=1).min())
     style.time_axis(ax, first / 1.3, float(far.max()) * 2)
