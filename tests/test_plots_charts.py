@@ -165,6 +165,16 @@ def test_curve_of_latency_equals_the_summary(summaries):
     assert style.duration(row["p50"]) in style.root(ax).texts[0].get_text()
 
 
+def test_a_history_speaks_of_change_only_where_intervals_are_apart(summaries):
+    history = summaries["status_history"].copy()
+    history.loc[:, ["share", "low", "high"]] = 0.5, 0.4, 0.6
+    assert style.root(plots.status_history(history)).texts[0].get_text() == (
+        "50 % of members are connected in the last run"
+    )
+    history.loc[history["run_id"] == history["run_id"].iloc[0], ["share", "low", "high"]] = 0.8, 0.7, 0.9
+    assert "80 % were in the first run" in style.root(plots.status_history(history)).texts[0].get_text()
+
+
 def test_areas_of_outcomes_are_stacked(summaries):
     summary = summaries["outcomes_over_time"]
     ax = plots.outcomes_over_time(summary)

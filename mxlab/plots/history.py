@@ -57,7 +57,13 @@ def status_history(
     style.grid(ax, "y")
     locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
+    formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
+        locator,
+        formats=["%Y", "%b %Y", "%-d %b", "%H:%M", "%H:%M", "%S s"],
+        zero_formats=["", "%Y", "%-d %b", "%-d %b", "%H:%M", "%H:%M"],
+        show_offset=False,
+    )
+    ax.xaxis.set_major_formatter(formatter)
     high = ax.get_ylim()[1]
     least = high * 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
     for who, end, place in zip(shown, ends, style.apart(ends, least, 0.01 * high, high), strict=True):
@@ -82,7 +88,7 @@ def _headline(summary: pd.DataFrame) -> str:
     first, last = part.iloc[0], part.iloc[-1]
     before, after = style.percent(first["share"]), style.percent(last["share"])
     if first["low"] <= last["high"] and last["low"] <= first["high"]:
-        return f"{after} of members are connected, no change beyond chance since the first run"
+        return f"{after} of members are connected in the last run"
     return f"{after} of members are connected, {before} were in the first run"
 
 
@@ -105,7 +111,9 @@ def time_in_status(
     """
     known = summary.loc[summary["p50"].notna()]
     left_out = len(summary) - len(known)
-    more = f"; {style.counted(left_out, 'status')}es have too few" if left_out > 1 else ""
+    more = (
+        f"; {left_out} more {'status has' if left_out == 1 else 'statuses have'} too few" if left_out else ""
+    )
     subtitle = f"Median (dot, 95 % interval) to 90 % point (bar's end) of episodes whose beginning was seen; n: episodes{more}"
     ax, theme = style.rows(
         ax,
