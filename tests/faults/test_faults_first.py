@@ -130,7 +130,7 @@ async def test_f06_an_outage_loses_nobody_and_doubles_nothing(run, users, second
     assert len(done.acts) == users
     assert not done.snap.requests["left"].all()
     resumed = min(each.at for each in server.arrivals if each.at > back)
-    assert (resumed - back) * 20 <= 10 + 2  # a tenth of a real second for a busy machine
+    assert (resumed - back) * 20 <= 10 + 5  # a quarter of a real second for a busy machine
 
 
 async def test_f06_in_an_outage_no_new_user_is_begun(run):
