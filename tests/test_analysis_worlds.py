@@ -34,7 +34,7 @@ def looks(rng, times, schedule="default", step=5.0, limit=900.0):
     live, first = np.ones(n, bool), True
     while live.any():
         if schedule == "default":
-            gap = rng.uniform(3, 12, n) if first else np.clip(gap * 1.6 * rng.uniform(0.8, 1.2, n), 3, 30)
+            gap = rng.uniform(3, 12, n) if first else np.clip(gap * 2 * rng.uniform(0.8, 1.2, n), 3, 30)
         elif schedule == "phase":
             gap = rng.uniform(0, step, n) if first else np.full(n, step)
         else:

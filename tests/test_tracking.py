@@ -551,7 +551,7 @@ def test_the_gaps_between_looks_grow_within_their_bounds():
     for _ in range(50):
         before, gap = gap, schedule.gap(gap, rng)
         assert 3 <= gap <= 30
-        assert gap == 30 or before * 1.6 * 0.8 - 1e-9 <= gap <= before * 1.6 * 1.2
+        assert gap == 30 or before * 2 * 0.8 - 1e-9 <= gap <= before * 2 * 1.2
 
 
 def test_a_start_is_sent_again_only_after_two_reads_five_seconds_apart_and_never_a_third_time():

@@ -56,7 +56,7 @@ class LookSchedule:
 
     first_seconds: float = 3.0
     longest_seconds: float = 30.0
-    growth: float = 1.6
+    growth: float = 2.0
     jitter: float = 0.2
     spread: float = 3.0
 

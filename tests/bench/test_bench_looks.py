@@ -1,6 +1,7 @@
 """Looks spent by the default schedule against a look every 3 seconds, for the same error of the estimated median."""
 
 import random
+from itertools import count
 
 import numpy as np
 import pytest
@@ -14,24 +15,49 @@ from mxlab.nexus.protocol import Reply
 from mxlab.settings import Settings
 
 USERS, MEMBERS, SIGMA = 5_000, 3, 0.6
-DEFAULT, FIXED = LookSchedule(), LookSchedule(3.0, 3.0)
+DEFAULT, FIXED = LookSchedule(), LookSchedule(3.0, 3.0, spread=0.0)
 
 
-def follow(schedule, times, rng):
-    """Between which looks each member of one user ends, and how many looks that took."""
-    looks, gap = [0.0], None
-    while looks[-1] < max(times):
-        gap = schedule.gap(gap, rng)
-        looks.append(looks[-1] + gap)
-    after = np.searchsorted(looks, times)
-    return np.take(looks, after - 1), np.take(looks, after), len(looks) - 1
+def follow(schedule, times, chances):
+    """Between which looks each member of each user ends, and how many looks that took.
+
+    `chances` gives the uniform of each gap, for all users at once; the arithmetic is that of `LookSchedule.gap`.
+    """
+    low, high = np.zeros(times.shape), np.full(times.shape, np.nan)
+    now, looks, last = np.zeros(len(times)), np.zeros(len(times), int), times.max(axis=1)
+    gap, live = None, np.ones(len(times), bool)
+    while live.any():
+        chance = next(chances)
+        if gap is None:
+            first = schedule.first_seconds * (1 + schedule.spread * chance)
+            gap = np.minimum(first, schedule.longest_seconds)
+        else:
+            gap = gap * schedule.growth * (1 - schedule.jitter + 2 * schedule.jitter * chance)
+            gap = np.minimum(np.maximum(gap, schedule.first_seconds), schedule.longest_seconds)
+        now, looks = now + gap, looks + live
+        is_over = times <= now[:, None]
+        high = np.where(is_over & np.isnan(high), now[:, None], high)
+        low = np.where(is_over, low, now[:, None])
+        live = now < last
+    return low, high, looks
 
 
 def spend(schedule, times, rng):
     """The estimated median, and looks a user."""
-    low, high, looks = zip(*(follow(schedule, each, rng) for each in times), strict=True)
-    known = _censored.intervals(np.concatenate(low), np.concatenate(high))
-    return _smooth.smooth(known).quantile(0.5), np.mean(looks)
+    chances = (rng.random(len(times)) for _ in count())
+    low, high, looks = follow(schedule, times, chances)
+    return _smooth.smooth(_censored.intervals(low.ravel(), high.ravel())).quantile(0.5), looks.mean()
+
+
+class Chances(random.Random):
+    """Uniforms that were drawn before."""
+
+    def __init__(self, drawn):
+        super().__init__()
+        self.drawn = iter(drawn)
+
+    def random(self):
+        return next(self.drawn)
 
 
 def by_track(times, rng):
@@ -64,25 +90,27 @@ def by_track(times, rng):
 
 @pytest.mark.parametrize("median", [2.0, 10.0, 120.0])
 def test_following_is_what_the_state_machine_does(median):
-    for seed in range(30):
-        times = median * np.exp(SIGMA * np.random.default_rng(seed).standard_normal(MEMBERS))
-        low, high, looks = follow(DEFAULT, times, random.Random(seed))
-        seen = by_track(times, random.Random(seed))
-        assert seen[0] == pytest.approx(low, abs=1e-6)
-        assert seen[1] == pytest.approx(high, abs=1e-6)
-        assert seen[2] == looks
+    rng = np.random.default_rng(int(median))
+    times = median * np.exp(SIGMA * rng.standard_normal((40, MEMBERS)))
+    drawn = rng.random((100, 40))
+    low, high, looks = follow(DEFAULT, times, iter(drawn))
+    for user in range(40):
+        seen = by_track(times[user], Chances(drawn[:, user]))
+        assert seen[0] == pytest.approx(low[user], abs=1e-6)
+        assert seen[1] == pytest.approx(high[user], abs=1e-6)
+        assert seen[2] == looks[user]
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("median", [10.0, 40.0, 120.0])
-def test_looks_for_the_same_error_of_the_median(median, figures):
+@pytest.mark.parametrize(("median", "runs"), [(10.0, 2_500), (40.0, 600), (120.0, 400)])
+def test_looks_for_the_same_error_of_the_median(median, runs, figures):
     """Looks times the variance of the estimate: what as small an error costs with either schedule."""
     errors, looks = {"default": [], "fixed": []}, {"default": [], "fixed": []}
-    for run in range(400):
+    for run in range(runs):
         rng = np.random.default_rng([run, 4])
         times = median * np.exp(SIGMA * rng.standard_normal((USERS, MEMBERS)))
         for name, schedule in (("default", DEFAULT), ("fixed", FIXED)):
-            found, spent = spend(schedule, times, random.Random(run))
+            found, spent = spend(schedule, times, rng)
             errors[name].append(np.log(found / median))
             looks[name].append(spent)
     spent = {name: float(np.mean(each)) for name, each in looks.items()}
