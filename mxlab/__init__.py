@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from mxlab.store import Store as Store
     from mxlab.tokens import SessionToken as SessionToken
     from mxlab.tokens import minted as minted
+    from mxlab.widgets import Audit as Audit
     from mxlab.widgets import Collector as Collector
     from mxlab.widgets import Explorer as Explorer
 
 _HOMES = {
+    "Audit": "widgets",
     "CHARTS": "charts",
     "Clock": "settings",
     "Collector": "widgets",

@@ -5,12 +5,13 @@ try:
 except ImportError as error:
     raise ImportError("the widgets need ipywidgets: pip install 'mxlab[lab]'", name="ipywidgets") from error
 
+from mxlab.widgets.audit import Audit
 from mxlab.widgets.collector import Collector
 from mxlab.widgets.explorer import Explorer
 from mxlab.widgets.filters import Filters
 from mxlab.widgets.picture import Picture
 from mxlab.widgets.table import PagedTable
 
-__all__ = ["Collector", "Explorer", "Filters", "PagedTable", "Picture"]
+__all__ = ["Audit", "Collector", "Explorer", "Filters", "PagedTable", "Picture"]
 
 del _ipywidgets

@@ -1,6 +1,5 @@
 """`Explorer`: choose a chart, narrow it, look, copy as code, take away."""
 
-import base64
 import re
 from copy import copy
 from functools import cached_property
@@ -58,7 +57,7 @@ _FILES = {
     **{f"chart as {kind}": ("chart", kind) for kind in ("png", "svg")},
 }
 _FIGURES_ROWS = 300
-_STYLE = f"""{STYLE}<style>
+LOOK = f"""{STYLE}<style>
 .mxlab-picture.mxlab-stale {{ opacity: .35; transition: opacity .15s .2s; }}
 .mxlab-said {{ color: var(--jp-ui-font-color2, #6a737d); margin: 2px 0; }}
 .mxlab-code {{ user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px;
@@ -116,7 +115,7 @@ class Explorer(VBox):
             [self.chart, self.view, self.said, self._pane],
             layout=Layout(flex="1 1 320px", min_width="0", padding="0 0 0 16px"),
         )
-        super().__init__([HTML(_STYLE), HBox([self.filters, right], layout=Layout(flex_flow="row wrap"))])
+        super().__init__([HTML(LOOK), HBox([self.filters, right], layout=Layout(flex_flow="row wrap"))])
         self.add_class("mxlab-explorer")
         self._show()
 
@@ -173,7 +172,7 @@ class Explorer(VBox):
             try:
                 self._pane.children = getattr(self, f"_show_{self.view.value}")(mask)
             except MxlabError as error:
-                self._trouble.value = _status(str(error))
+                self._trouble.value = status_line(str(error))
                 self._pane.children = (self._trouble,)
 
     def _sentence(self, mask: Mask | None) -> str:
@@ -184,7 +183,7 @@ class Explorer(VBox):
             parts[0] += f", {shown - counted:,} of them of users without an answer, in no chart"
         if not self._filtered:
             parts.append(f"this chart is of all {CHARTS[self.chart.value].frame}, filters do not narrow it")
-        return _status(" · ".join(part for part in parts if part))
+        return status_line(" · ".join(part for part in parts if part))
 
     def _show_chart(self, mask: Mask | None) -> tuple[Any, ...]:
         self.picture.add_class("mxlab-stale")
@@ -224,9 +223,9 @@ class Explorer(VBox):
                     frame = charts.summarize(self.chart.value, self.snapshot)
                 export(frame, path, identities=self.identities.value)
         except MxlabError as error:
-            self.saved.value = _status(str(error))
+            self.saved.value = status_line(str(error))
         else:
-            self.saved.value = _status(f"Saved {path.name} beside the notebook.")
+            self.saved.value = status_line(f"Saved {path.name} beside the notebook.")
 
     def _save_chart(self, path: Path, kind: str) -> None:
         stable = {"png": {"Software": None}, "svg": {"Date": None}}[kind]
@@ -237,9 +236,9 @@ class Explorer(VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The widget, and beside it the picture for where there are no widgets."""
         bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs) or {}
-        picture = base64.b64encode(self.picture.value).decode()
-        return {**bundle, "image/png": picture, "text/plain": self.picture.tooltip}
+        return {**bundle, **self.picture.bundle}
 
 
-def _status(text: str) -> str:
+def status_line(text: str) -> str:
+    """A sentence of a widget, read out when it changes."""
     return f'<p class="mxlab-said" role="status">{escape(displayed(text))}</p>'

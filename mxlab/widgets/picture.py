@@ -1,5 +1,7 @@
 """A chart as a picture."""
 
+import base64
+
 import traitlets
 from ipywidgets import Image, Layout
 from matplotlib.figure import Figure
@@ -46,3 +48,8 @@ class Picture(Image):
     def figure(self, name: str, snap: Snapshot) -> Figure:
         """What is shown, as a figure."""
         return style.root(charts.draw(name, snap, width=self._pixels, dark=self._dark))
+
+    @property
+    def bundle(self) -> dict[str, str]:
+        """What is shown where there are no widgets, by media type."""
+        return {"image/png": base64.b64encode(self.value).decode(), "text/plain": self.tooltip}

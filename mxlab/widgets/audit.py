@@ -1,0 +1,183 @@
+"""`Audit`: the findings of the quality rules, down to the rows; waive, take away."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ipywidgets import HTML, Button, Checkbox, DatePicker, Dropdown, HBox, Layout, Select, Text, VBox
+
+from mxlab.analysis import Waiver, findings
+from mxlab.errors import MxlabError
+from mxlab.exports import displayed, export
+from mxlab.frames import Snapshot
+from mxlab.widgets.explorer import LOOK, status_line
+from mxlab.widgets.picture import Picture
+from mxlab.widgets.table import Mask, PagedTable
+
+_COLUMNS = (
+    "severity",
+    "rule",
+    "institution",
+    "connection_status",
+    "aggregated_at",
+    "successfully_aggregated_at",
+    "age_seconds",
+    "name",
+    "user_state",
+    "session",
+    "guid",
+)
+_SEVERITIES = ("error", "warning", "notice")
+_ALL = ""
+
+
+class Audit(VBox):
+    """Look at what is wrong with the records of a Snapshot: by rule and institution, down to the rows.
+
+    Parameters
+    ----------
+    snap
+        What to look at.
+    against
+        An earlier Snapshot: fields that had values then and have none now are found.
+    width, dark
+        Of the picture: pixels; on dark paper.
+
+    Attributes
+    ----------
+    found
+        What `mxlab.analysis.findings` gives, with the waivers so far.
+    waivers
+        What has been waived here: a tuple of `mxlab.analysis.Waiver`, which `findings` takes again.
+    rule, institution, reason, until, waive, kind, identities, save
+        The controls; setting their values is choosing.
+    picture, table
+        What is shown.
+    """
+
+    def __init__(
+        self, snap: Snapshot, against: Snapshot | None = None, *, width: int = 800, dark: bool = False
+    ) -> None:
+        self._snap = snap
+        self._previous = None if against is None else against.members
+        self.waivers: tuple[Waiver, ...] = ()
+        self.rule = Select(description="Rule", rows=10, layout=Layout(width="auto"))
+        self.institution = Dropdown(description="Institution", layout=Layout(width="auto"))
+        self.said, self.about, self.done = HTML(), HTML(), HTML()
+        self.picture = Picture(width=width, dark=dark)
+        self.reason = Text(description="Waive", placeholder="why: a ticket, say", layout=Layout(width="auto"))
+        self.until = DatePicker(description="until")
+        self.waive = Button(description="Waive", tooltip="Count this rule no more until the day")
+        self.kind = Dropdown(description="Save", options=["csv", "xlsx", "parquet", "json"])
+        self.identities = Checkbox(description="with MX's ids of users and members", indent=False)
+        self.save = Button(description="Save", tooltip="Write the rows in view beside the notebook")
+        self._rows = VBox()
+        for name in ("rule", "institution", "said", "waive", "save"):
+            getattr(self, name).add_class(f"mxlab-{name}")
+        self._find()
+        self.rule.observe(self._show, "value")
+        self.institution.observe(self._show, "value")
+        self.waive.on_click(self._waive)
+        self.save.on_click(self._save)
+        left = VBox(
+            [
+                self.rule,
+                self.institution,
+                self.about,
+                HBox([self.reason, self.until, self.waive], layout=Layout(flex_flow="row wrap")),
+                HBox([self.kind, self.save], layout=Layout(flex_flow="row wrap")),
+                self.identities,
+                self.done,
+            ],
+            layout=Layout(flex="1 1 320px", min_width="0"),
+        )
+        top = HBox([left, self.picture], layout=Layout(flex_flow="row wrap"))
+        super().__init__([HTML(LOOK), self.said, top, self._rows])
+        self.add_class("mxlab-audit")
+
+    def _find(self) -> None:
+        """Hold the records against the rules, and offer the rules and institutions that have findings."""
+        self.found = findings(self._snap.members, previous=self._previous, waivers=self.waivers)
+        self._open = ~self.found["is_waived"].to_numpy(dtype=bool)
+        self.table = PagedTable(self.found, "Records that fail", columns=_COLUMNS)
+        self._rows.children = (self.table,)
+        rows = self.found.loc[self._open]
+        counts = rows.groupby(["severity", "rule"], observed=True).size().rename("count").reset_index()
+        counts["rank"] = counts["severity"].map(_SEVERITIES.index)
+        counts = counts.sort_values(["rank", "count"], ascending=[True, False])
+        listed = zip(counts["severity"], counts["rule"], counts["count"], strict=True)
+        options = [(f"{severity}  {rule}  {count:,}", rule) for severity, rule, count in listed]
+        banks = rows["institution"].value_counts()
+        banks = banks[banks > 0]
+        named = [(f"{displayed(name)}  {count:,}", name) for name, count in banks.items()]
+        with self.hold_trait_notifications():
+            self.rule.options = [(f"every rule  {len(rows):,}", _ALL), *options]
+            self.institution.options = [("all", _ALL), *named]
+        self.picture.draw("findings_by_institution", self._snap.narrowed(self.found, "findings"))
+        self._show()
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The findings in view: of the rule and institution that are chosen, complete, without what is waived."""
+        return self.found.loc[self._mask]
+
+    @property
+    def _mask(self) -> Mask:
+        mask: Mask = self._open.copy()
+        for column in ("rule", "institution"):
+            if chosen := getattr(self, column).value:
+                mask &= self.found[column].eq(chosen).to_numpy(dtype=bool, na_value=False)
+        return mask
+
+    def _show(self, _: object = None) -> None:
+        mask = self._mask
+        self.table.restrict(mask)
+        waived = int(np.count_nonzero(~self._open))
+        parts = [f"{mask.sum():,} of {self._open.sum():,} findings in {self.found.attrs['n']:,} records"]
+        parts += [f"{waived:,} waived"] if waived else []
+        self.said.value = status_line(" · ".join([*parts, str(self._snap.coverage)]))
+        about = self.found.loc[mask & (self.rule.value != _ALL), ["reason", "source"]].head(1)
+        text = "".join(f"{each.reason}. Source: {each.source}" for each in about.itertuples())
+        self.about.value = status_line(text)
+
+    def _waive(self, _: object = None) -> None:
+        problem = self._cannot_waive()
+        if not problem:
+            until = pd.Timestamp(self.until.value, tz="UTC") + pd.Timedelta(days=1)
+            bank = self.institution.value or None
+            waiver = Waiver(self.rule.value, until, self.reason.value.strip(), bank)
+            self.waivers = (*self.waivers, waiver)
+            self.reason.value, self.until.value = "", None
+            self._find()
+            where = f" at {bank}" if bank else ""
+            problem = f"{waiver.rule}{where} is waived until {until - pd.Timedelta(days=1):%Y-%m-%d}: {waiver.why}"
+        self.done.value = status_line(problem)
+
+    def _cannot_waive(self) -> str:
+        if not self.rule.value:
+            return "Choose the rule that is to be waived."
+        if not self.reason.value.strip():
+            return "Say why it is waived."
+        if self.until.value is None:
+            return "Choose the day on which the waiver ends."
+        last = self._snap.members["seen_at"].max()
+        if pd.Timestamp(self.until.value, tz="UTC") <= last:
+            return f"The waiver must end after these records were seen ({last:%Y-%m-%d})."
+        return ""
+
+    def _save(self, _: object = None) -> None:
+        run = re.sub(r"[^\w.-]+", "-", str(self._snap.manifest.get("run")))
+        path = Path(f"mxlab-{run}-{self.rule.value or 'findings'}.{self.kind.value}")
+        try:
+            export(self.rows, path, identities=self.identities.value)
+        except MxlabError as error:
+            self.done.value = status_line(str(error))
+        else:
+            self.done.value = status_line(f"Saved {path.name} beside the notebook.")
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget, and beside it the picture for where there are no widgets."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs) or {}
+        return {**bundle, **self.picture.bundle}
