@@ -152,7 +152,9 @@ class Audit(VBox):
             self.reason.value, self.until.value = "", None
             self._find()
             where = f" at {bank}" if bank else ""
-            problem = f"{waiver.rule}{where} is waived until {until - pd.Timedelta(days=1):%Y-%m-%d}: {waiver.why}"
+            problem = (
+                f"{waiver.rule}{where} is waived until {until - pd.Timedelta(days=1):%Y-%m-%d}: {waiver.why}"
+            )
         self.done.value = status_line(problem)
 
     def _cannot_waive(self) -> str:

@@ -118,3 +118,26 @@ async def test_the_report_makes_no_request(tmp_path, kept, width):
         assert wide <= width, "nothing makes the page wider than the window"
         assert page.errors == []
         assert {each for each in page.addresses if not each.startswith("data:")} == {path.as_uri()}
+
+
+AUDIT = """
+import mxlab as mx
+with mx.simulate(users=300, seed=13, speed=100, scenarios=("defects",)) as sim:
+    snap = mx.observe(sim.tokens, sim.settings)
+audit = mx.Audit(snap)
+audit
+"""
+
+
+@pytest.mark.parametrize("front", ["lab", "voila"])
+async def test_an_audit_leads_down_to_the_rows_of_a_rule(front, tmp_path, kept):
+    async with running(front, tmp_path, made(tmp_path, "audit", AUDIT)) as page:
+        await page.until(SHOWN.replace("explorer", "audit"), seconds=90)
+        rows = "document.querySelector('.mxlab-audit caption').textContent"
+        every = await page.evaluate(rows)
+        await kept(page, f"{front}-audit")
+        await page.click(".mxlab-rule option", 1)
+        await page.until(f"{rows} !== {every!r}", seconds=20)
+        await kept(page, f"{front}-audit-rule")
+        assert page.errors == []
+        assert page.strangers() == []
