@@ -34,6 +34,7 @@ def audit(snap):
 def test_it_opens_with_every_finding_and_a_picture(audit, snap):
     found = findings(snap.members)
     assert len(audit.rows) == len(found) > 0
+    assert (audit.rule.value, audit.institution.value) == ("", "")
     assert f"{len(found):,} of {len(found):,} findings in 300 records" in audit.said.value
     assert bytes(audit.picture.value).startswith(b"\x89PNG")
     bundle = audit._repr_mimebundle_()

@@ -112,9 +112,9 @@ class Audit(VBox):
         banks = rows["institution"].value_counts()
         banks = banks[banks > 0]
         named = [(f"{displayed(name)}  {count:,}", name) for name, count in banks.items()]
-        with self.hold_trait_notifications():
-            self.rule.options = [(f"every rule  {len(rows):,}", _ALL), *options]
-            self.institution.options = [("all", _ALL), *named]
+        self.rule.options = [(f"every rule  {len(rows):,}", _ALL), *options]
+        self.institution.options = [("all", _ALL), *named]
+        self.rule.value = self.institution.value = _ALL
         self.picture.draw("findings_by_institution", self._snap.narrowed(self.found, "findings"))
         self._show()
 
