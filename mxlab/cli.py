@@ -24,6 +24,7 @@ import pandas as pd
 from mxlab import analysis, api, charts
 from mxlab.errors import ConfigError, ConsentRequired, MxlabError, StoreError
 from mxlab.exchange import Progress
+from mxlab.exports import export
 from mxlab.fetch.sso import sso_tokens
 from mxlab.frames import Snapshot
 from mxlab.plots import style
@@ -125,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         ("draw", _draw, "a chart of a run as PNG"),
         ("sql", _sql, "ask a store in SQL: tables members, changes, requests, rejects, runs"),
         ("report", _report, "one self-contained HTML page of a run"),
+        ("audit", _audit, "which rules the records of a run fail; with --out the records that fail"),
+        ("export", _export, "a frame of a run as csv, xlsx, parquet or json"),
     ):
         sub = command(name, run, about)
         sub.add_argument("--store", type=Path, required=True, help="the store's folder")
@@ -132,10 +135,18 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("chart", help=", ".join(charts.CHARTS))
         if name == "sql":
             sub.add_argument("query")
-        if name in {"draw", "report"}:
+        if name == "export":
+            sub.add_argument(
+                "--frame", default="members", choices=("members", "changes", "requests", "rejects")
+            )
+        if name in {"audit", "export"}:
+            sub.add_argument(
+                "--identities", action="store_true", help="keep MX's ids and free text as they are"
+            )
+        if name in {"draw", "report", "audit", "export"}:
             sub.add_argument("--run", help="a run of the store (the latest)")
-            sub.add_argument("--out", type=Path, help="the file to write")
-        else:
+            sub.add_argument("--out", type=Path, required=name == "export", help="the file to write")
+        if name in {"runs", "sql", "audit"}:
             sub.add_argument("--json", action="store_true", help="for machines")
 
     simulate = command("simulate", _simulate, "serve a simulated Nexus on loopback until stopped")
@@ -387,6 +398,24 @@ def _draw(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     print(report(Store(options.store).load(options.run), options.out or Path("report.html")))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    found = analysis.findings(Store(options.store).load(options.run).members)
+    if options.out is not None:
+        export(found, options.out, identities=options.identities)
+    counts = (
+        found.groupby(["severity", "rule", "reason"], observed=True).size().rename("records").reset_index()
+    )
+    gravest = counts.assign(rank=counts["severity"].map(["error", "warning", "notice"].index))
+    ordered = gravest.sort_values(["rank", "records"], ascending=[True, False]).drop(columns="rank")
+    return _print_frame(ordered, as_json=options.json)
+
+
+def _export(options: argparse.Namespace) -> int:
+    frame = getattr(Store(options.store).load(options.run), options.frame)
+    print(export(frame, options.out, identities=options.identities))
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 
+import pandas as pd
 import pytest
 
 import mxlab as mx
@@ -69,6 +70,22 @@ def test_observe_then_ask_the_store(capsys, reach, tmp_path):
     status, out, _ = run(capsys, "report", "--store", store, "--out", page)
     assert status == 0
     assert "SIMULATED" in page.read_text()
+
+    rows = tmp_path / "findings.csv"
+    status, out, _ = run(capsys, "audit", "--store", store, "--json", "--out", rows)
+    told = json.loads(out)
+    assert status == 0
+    assert sum(rule["records"] for rule in told) == len(pd.read_csv(rows)) > 0
+    assert "MBR-" not in rows.read_text()
+
+    members = tmp_path / "members.parquet"
+    for more in ([], ["--identities"]):
+        assert run(capsys, "export", "--store", store, "--out", members, *more)[0] == 0
+        kept = pd.read_parquet(members)["guid"].str.startswith("MBR-")
+        assert kept.all() if more else not kept.any()
+    status, _, err = run(capsys, "export", "--store", store, "--out", tmp_path / "members.doc")
+    assert status == 2
+    assert "ends in none of" in err
 
 
 def test_aggregate_prints_a_table_a_person_can_read(capsys, reach, tmp_path):
