@@ -1,4 +1,5 @@
 import time
+from threading import Event
 
 import pytest
 from ipywidgets.widgets.widget import _instances
@@ -82,6 +83,37 @@ def test_consent_is_asked_for_where_jobs_would_start_at_banks():
     collector.wait(10)
     assert "aggregate starts jobs at banks" in collector.said.value
     assert collector.snapshot is None
+
+
+def test_consent_is_for_one_run():
+    given = []
+    collector = ready(source="a token file", verb="aggregate: starts jobs at banks", path="tokens.csv")
+    collector.base_url.value = "https://nexus.example.com"
+    collector.consent.value = True
+    collector._collect = lambda _, settings: given.append(settings.allow_aggregate)
+    for _ in range(2):
+        collector._go(collector._collect)
+        collector.wait(10)
+    assert given == [True, False]
+
+
+def test_clicking_start_twice_starts_one_run():
+    begun, end = [], Event()
+    collector = ready(source="a token file", path="tokens.csv", base_url="http://127.0.0.1:1")
+
+    def action(*_):
+        begun.append(1)
+        end.wait(10)
+
+    collector._go(action)
+    collector._go(action)
+    end.set()
+    collector.wait(10)
+    assert begun == [1]
+    assert not collector.begin.disabled
+    collector._go(action)
+    collector.wait(10)
+    assert begun == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -146,18 +146,30 @@ class Collector(VBox):
         self._fields.children = fields
 
     def _go(self, action: Callable[[Tokens, Settings], None]) -> None:
-        """Take what is typed, clear the key, and do the rest in a thread of its own."""
+        """Take what is typed, clear the key and the consent, and do the rest in a thread of its own."""
+        if self._thread is not None and self._thread.is_alive():
+            return  # a second click that was on its way already
         typed, self.key.value = self.key.value, ""
         key = Secret(typed) if typed else None
-        self._thread = Thread(target=self._work, args=(action, key), name="mxlab-collector", daemon=True)
-        self._thread.start()
-
-    def _work(self, action: Callable[[Tokens, Settings], None], key: Secret | None) -> None:
+        allowed = self._starts_jobs and self.consent.value
+        if action == self._collect:
+            self.consent.value = False  # it is for one run
         self.begin.disabled = self.look.disabled = True
         self.stop.disabled = False
+        work = (action, key, allowed)
+        self._thread = Thread(target=self._work, args=work, name="mxlab-collector", daemon=True)
+        self._thread.start()
+
+    def _work(
+        self,
+        action: Callable[[Tokens, Settings], None],
+        key: Secret | None,
+        allowed: bool,  # noqa: FBT001 - handed on by a thread
+    ) -> None:
         try:
             with ExitStack() as stack:
-                action(*self._opened(key, stack))
+                tokens, settings = self._opened(key, stack)
+                action(tokens, replace(settings, allow_aggregate=allowed))
         except CancelledError:
             self._say("Stopped before anything came.")
         except MxlabError as error:
@@ -178,7 +190,6 @@ class Collector(VBox):
             self._settings,
             base_url=self.base_url.value.strip(),
             max_users=self.max_users.value,
-            allow_aggregate=self._starts_jobs and self.consent.value,
         )
         if chosen == _GIVEN:
             assert self._tokens is not None
