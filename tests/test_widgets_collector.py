@@ -97,6 +97,28 @@ def test_consent_is_for_one_run():
     assert given == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("base_url", "https://other.example.com"),
+        ("path", "others.csv"),
+        ("client_id", "another"),
+        ("max_users", 2_000),
+        ("source", None),
+        ("verb", None),
+    ],
+)
+def test_consent_is_withdrawn_where_something_else_is_asked(field, value):
+    collector = ready(source="a token file", verb="aggregate: starts jobs at banks", path="tokens.csv")
+    collector.base_url.value = "https://nexus.example.com"
+    collector.consent.value = True
+    control = getattr(collector, field)
+    if field in {"source", "verb"}:
+        value = next(each for each in control.options if each != control.value)
+    control.value = value
+    assert not collector.consent.value
+
+
 def test_clicking_start_twice_starts_one_run():
     begun, end = [], Event()
     collector = ready(source="a token file", path="tokens.csv", base_url="http://127.0.0.1:1")

@@ -113,6 +113,8 @@ class Collector(VBox):
             getattr(self, name).add_class(f"mxlab-collect-{name}")
         self.source.observe(self._arrange, "value")
         self.verb.observe(self._arrange, "value")
+        for asked in (self.source, self.verb, self.path, self.client_id, self.base_url, self.max_users):
+            asked.observe(self._withdraw, "value")
         self.look.on_click(lambda _: self._go(self._preview))
         self.begin.on_click(lambda _: self._go(self._collect))
         self.stop.on_click(lambda _: self.cancel())
@@ -145,6 +147,10 @@ class Collector(VBox):
             fields.append(self.consent)
         self._fields.children = fields
 
+    def _withdraw(self, _: object = None) -> None:
+        """Consent was to what was asked then: another host, other users, or more of them need another."""
+        self.consent.value = False
+
     def _go(self, action: Callable[[Tokens, Settings], None]) -> None:
         """Take what is typed, clear the key and the consent, and do the rest in a thread of its own."""
         if self._thread is not None and self._thread.is_alive():
@@ -153,7 +159,7 @@ class Collector(VBox):
         key = Secret(typed) if typed else None
         allowed = self._starts_jobs and self.consent.value
         if action == self._collect:
-            self.consent.value = False  # it is for one run
+            self._withdraw()  # it is for one run
         self.begin.disabled = self.look.disabled = True
         self.stop.disabled = False
         work = (action, key, allowed)
