@@ -51,7 +51,7 @@ def choosing(explorer, rounds=12):
 
 
 @pytest.mark.parametrize(
-    ("rows", "share_ms", "curve_ms", "table_ms"), [(100_000, 200, 1000, 300), (1_000_000, 300, 2000, 600)]
+    ("rows", "share_ms", "curve_ms", "table_ms"), [(100_000, 100, 1000, 300), (1_000_000, 150, 1000, 300)]
 )
 def test_filter_change_to_picture(rows, share_ms, curve_ms, table_ms, figures):
     snap = many(rows)
