@@ -4,6 +4,7 @@ from datetime import date
 
 import pandas as pd
 import pytest
+from ipywidgets.widgets.widget import _instances
 from widgets_sample import HOSTILE, snapshot
 
 import mxlab as mx
@@ -34,7 +35,8 @@ def audit(snap):
 def test_it_opens_with_every_finding_and_a_picture(audit, snap):
     found = findings(snap.members)
     assert len(audit.rows) == len(found) > 0
-    assert (audit.rule.value, audit.institution.value) == ("", "")
+    assert audit.rule.value == ""
+    assert audit.institution.label == "all"
     assert f"{len(found):,} of {len(found):,} findings in 300 records" in audit.said.value
     assert bytes(audit.picture.value).startswith(b"\x89PNG")
     bundle = audit._repr_mimebundle_()
@@ -142,3 +144,35 @@ def test_without_members_nothing_is_found():
     assert audit.rows.empty
     assert audit.rule.options == (("every rule  0", ""),)
     assert bytes(audit.picture.value).startswith(b"\x89PNG")
+
+
+def test_waiving_keeps_no_widgets_and_the_table_follows(snap):
+    audit = mx.Audit(snap)
+    widgets = len(_instances)
+    for rule in [rule for _, rule in audit.rule.options[1:]][:3]:
+        audit.rule.value, audit.reason.value, audit.until.value = rule, "known", TOMORROW
+        audit.waive.click()
+        assert audit.table.rows["guid"].tolist() == audit.rows["guid"].tolist()
+    assert len(audit.waivers) == 3
+    assert len(_instances) == widgets
+
+
+def test_institutions_without_a_name_can_be_chosen_and_are_never_waived_as_all():
+    snap = defective(["", "Bank 1", "Bank 2"])
+    snap.members.loc[snap.members.index[:7], "institution"] = None
+    audit = mx.Audit(snap)
+    every = len(audit.rows)
+    parts = {}
+    for label, bank in audit.institution.options[1:]:
+        audit.institution.value = bank
+        parts[label] = len(audit.rows)
+        assert label.endswith(f"{len(audit.rows):,}")
+    assert len(parts) == 4
+    assert sum(parts.values()) == every
+    for bank in ("", audit.institution.options[-1][1]):
+        audit.institution.value = bank
+        audit.rule.value = audit.rows["rule"].iloc[0]
+        audit.reason.value, audit.until.value = "known", TOMORROW
+        audit.waive.click()
+        assert "has a name, or all" in audit.done.value
+    assert audit.waivers == ()

@@ -1,6 +1,7 @@
 """`Audit`: the findings of the quality rules, down to the rows; waive, take away."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ _COLUMNS = (
 )
 _SEVERITIES = ("error", "warning", "notice")
 _ALL = ""
+#: No names, so that no institution can be taken for them, whatever it is called.
+_EVERYWHERE, _UNNAMED = ("all",), ("not known",)
 
 
 class Audit(VBox):
@@ -73,7 +76,6 @@ class Audit(VBox):
         self.kind = Dropdown(description="Save", options=["csv", "xlsx", "parquet", "json"])
         self.identities = Checkbox(description="with MX's ids of users and members", indent=False)
         self.save = Button(description="Save", tooltip="Write the rows in view beside the notebook")
-        self._rows = VBox()
         for name in ("rule", "institution", "said", "waive", "save"):
             getattr(self, name).add_class(f"mxlab-{name}")
         self._find()
@@ -94,15 +96,13 @@ class Audit(VBox):
             layout=Layout(flex="1 1 320px", min_width="0"),
         )
         top = HBox([left, self.picture], layout=Layout(flex_flow="row wrap"))
-        super().__init__([HTML(LOOK), self.said, top, self._rows])
+        super().__init__([HTML(LOOK), self.said, top, self.table])
         self.add_class("mxlab-audit")
 
     def _find(self) -> None:
         """Hold the records against the rules, and offer the rules and institutions that have findings."""
         self.found = findings(self._snap.members, previous=self._previous, waivers=self.waivers)
         self._open = ~self.found["is_waived"].to_numpy(dtype=bool)
-        self.table = PagedTable(self.found, "Records that fail", columns=_COLUMNS)
-        self._rows.children = (self.table,)
         rows = self.found.loc[self._open]
         counts = rows.groupby(["severity", "rule"], observed=True).size().rename("count").reset_index()
         counts["rank"] = counts["severity"].map(_SEVERITIES.index)
@@ -113,10 +113,17 @@ class Audit(VBox):
         banks = banks[banks > 0]
         named = [(f"{displayed(name)}  {count:,}", name) for name, count in banks.items()]
         self.rule.options = [(f"every rule  {len(rows):,}", _ALL), *options]
-        self.institution.options = [("all", _ALL), *named]
-        self.rule.value = self.institution.value = _ALL
+        missing = int(rows["institution"].isna().sum())
+        unnamed = [(f"not known  {missing:,}", _UNNAMED)] if missing else []
+        self.institution.options = [("all", _EVERYWHERE), *named, *unnamed]
+        self.rule.value, self.institution.value = _ALL, _EVERYWHERE
         self.picture.draw("findings_by_institution", self._snap.narrowed(self.found, "findings"))
         self._show()
+
+    @cached_property
+    def table(self) -> PagedTable:
+        """The findings in view, a page at a time; waiving marks rows and takes none away, so one table is enough."""
+        return PagedTable(self.found, "Records that fail", columns=_COLUMNS)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -126,9 +133,13 @@ class Audit(VBox):
     @property
     def _mask(self) -> Mask:
         mask: Mask = self._open.copy()
-        for column in ("rule", "institution"):
-            if chosen := getattr(self, column).value:
-                mask &= self.found[column].eq(chosen).to_numpy(dtype=bool, na_value=False)
+        rule, bank, banks = self.rule.value, self.institution.value, self.found["institution"]
+        if rule != _ALL:
+            mask &= self.found["rule"].eq(rule).to_numpy(dtype=bool, na_value=False)
+        if bank == _UNNAMED:
+            mask &= banks.isna().to_numpy()
+        elif bank != _EVERYWHERE:
+            mask &= banks.eq(bank).to_numpy(dtype=bool, na_value=False)
         return mask
 
     def _show(self, _: object = None) -> None:
@@ -146,7 +157,7 @@ class Audit(VBox):
         problem = self._cannot_waive()
         if not problem:
             until = pd.Timestamp(self.until.value, tz="UTC") + pd.Timedelta(days=1)
-            bank = self.institution.value or None
+            bank = None if self.institution.value == _EVERYWHERE else self.institution.value
             waiver = Waiver(self.rule.value, until, self.reason.value.strip(), bank)
             self.waivers = (*self.waivers, waiver)
             self.reason.value, self.until.value = "", None
@@ -160,6 +171,8 @@ class Audit(VBox):
     def _cannot_waive(self) -> str:
         if not self.rule.value:
             return "Choose the rule that is to be waived."
+        if self.institution.value in {_UNNAMED, ""}:
+            return "Choose an institution that has a name, or all of them."
         if not self.reason.value.strip():
             return "Say why it is waived."
         if self.until.value is None:
