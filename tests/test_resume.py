@@ -145,6 +145,7 @@ def test_a_cancelled_run_stops_within_two_seconds_and_resumes(tmp_path):
     with mx.simulate(400, seed=11, speed=20.0, settings=mx.Settings(deadline_seconds=DEADLINE)) as simulation:
         job = mx.start(mx.aio.aggregate(simulation.tokens, simulation.settings, store=store, run="cancelled"))
         while job.progress.ended < 30:
+            assert job.state == "running"
             time.sleep(0.02)  # until something is worth keeping
         began = time.monotonic()
         job.cancel()

@@ -222,7 +222,9 @@ def test_another_process_is_named_and_taken_over_from_at_once(tmp_path: Path, nu
     store = Store(tmp_path / "s")
     child = nursery.start(hold, store.path, "r1")
     lock = store.path / "runs" / "r1.lock"
+    until = time.monotonic() + 30
     while not (lock.exists() and lock.read_text() and (store.path / "runs" / "r1.db-wal").exists()):
+        assert time.monotonic() < until, "the other process has not opened the run"
         time.sleep(0.01)
     began = time.monotonic()
     with pytest.raises(

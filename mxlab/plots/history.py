@@ -59,8 +59,8 @@ def status_history(
     ax.xaxis.set_major_locator(locator)
     formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
         locator,
-        formats=["%Y", "%b %Y", "%-d %b", "%H:%M", "%H:%M", "%S s"],
-        zero_formats=["", "%Y", "%-d %b", "%-d %b", "%H:%M", "%H:%M"],
+        formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S s"],
+        zero_formats=["", "%Y", "%d %b", "%d %b", "%H:%M", "%H:%M"],
         show_offset=False,
     )
     ax.xaxis.set_major_formatter(formatter)
