@@ -413,7 +413,7 @@ async def _collect(
         progress = watching.progress
         progress.asked = users.size
         progress.phase = "collecting"
-        collection = Collection(users, settings, verb, book, progress)
+        collection = Collection(users, settings, verb, book, progress, valve=watching.valve)
         writer = _Writer(book)
 
         def snapshot() -> Snapshot:
@@ -435,6 +435,7 @@ async def _collect(
             await writer.flush()
             manifest["schema_drift"] = collection.drift()
             manifest["asked_again"] = book.asked_again
+            manifest["paused_seconds"] = round(watching.valve.seconds, 1)
             manifest["ended_at"] = _iso(settings.clock.time())
             manifest["simulated"] = writer.simulated or bool(book.manifest.get("simulated"))
             progress.phase = state

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Generic, TypeVar
 
 from mxlab.exchange import Progress
+from mxlab.fetch.pace import Valve
 from mxlab.frames import Snapshot
 
 T = TypeVar("T")
@@ -30,10 +31,13 @@ class Watch:
         Its sums.
     partial
         Makes a `Snapshot` of what has come so far; None until there is a run.
+    valve
+        Holds the run's requests back while it is closed.
     """
 
     def __init__(self) -> None:
         self.progress = Progress()
+        self.valve = Valve()
         self.partial: Callable[[], Snapshot] | None = None
 
 
@@ -48,7 +52,14 @@ def watch() -> Watch:
 class Job(Generic[T]):
     """A run under way on the private loop; made by `mxlab.start`.
 
-    Awaiting it, from any loop, gives its result; cancelling what awaits it cancels it.
+    Awaiting it, from any loop, gives its result; cancelling what awaits it cancels it. All else can be called from any
+    thread, a widget's callback included, and returns at once.
+
+    A run that is paused sends nothing new: what is in flight is read to its end and kept, whoever is due waits, and no
+    token is taken from the source. Nobody is lost to the pause itself: its time does not count against
+    ``deadline_seconds``. But the world goes on: an aggregation that ends meanwhile has an interval as wide as the pause,
+    and a session that is not used for 30 minutes expires; it is renewed once where the source can make tokens, and else
+    its user is lost as ``session_expired``.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -56,6 +67,7 @@ class Job(Generic[T]):
         self._done: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._loop = _loop()
         self._task: asyncio.Task[T] | None = None
+        self._is_paused = False
         self._loop.call_soon_threadsafe(self._begin, coroutine)
 
     def _begin(self, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -88,6 +100,27 @@ class Job(Generic[T]):
         if self._done.cancelled():
             return "cancelled"
         return "failed" if self._done.exception() else "done"
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run has been asked to pause, and not yet to go on."""
+        return self._is_paused and not self._done.done()
+
+    def pause(self) -> None:
+        """Send no new request until `resume`; what is in flight ends and is kept. Returns at once."""
+        self._is_paused = True
+        self._loop.call_soon_threadsafe(self._turn_valve)
+
+    def resume(self) -> None:
+        """Go on after `pause`. Returns at once."""
+        self._is_paused = False
+        self._loop.call_soon_threadsafe(self._turn_valve)
+
+    def _turn_valve(self) -> None:
+        if self._is_paused:
+            self._watch.valve.close()
+        else:
+            self._watch.valve.open()
 
     def partial(self) -> Snapshot:
         """A Snapshot of what has come so far.
@@ -160,7 +193,8 @@ class Job(Generic[T]):
     def __repr__(self) -> str:
         progress = self.progress
         asked = "?" if progress.asked is None else f"{progress.asked:,}"
-        return f"<Job {self.state}: {progress.ended:,} of {asked} users>"
+        state = "paused" if self.is_paused else self.state
+        return f"<Job {state}: {progress.ended:,} of {asked} users>"
 
 
 def start(coroutine: Coroutine[Any, Any, T]) -> Job[T]:

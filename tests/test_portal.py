@@ -6,10 +6,13 @@ import threading
 import time
 
 import pytest
-from faults.server import FaultServer, hang
+from faults.server import FaultServer, error, hang
 
 from mxlab import aio, portal
+from mxlab.errors import ConnectFailed
+from mxlab.fetch.pace import Budget
 from mxlab.portal import start, watch
+from mxlab.tokens import SessionToken, minted
 
 
 async def slow(seconds=30.0):
@@ -184,3 +187,133 @@ def test_a_run_that_is_cancelled_stops_within_two_seconds_and_shows_what_it_has(
         assert job.partial().coverage.answered > 10
         assert job.partial().coverage.pending == 100 - job.partial().coverage.answered
         until(lambda: server.open == 0)
+
+
+def stay(condition, seconds=0.4):
+    """Hold that something is so for some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert condition()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("rate", [None, 300.0])
+def test_a_paused_run_sends_nothing_and_goes_on_and_starts_each_user_once(rate):
+    with FaultServer(users=60, speed=50, latency=0.03) as server:
+        job = start(aio.aggregate(server.tokens(), server.settings(requests_per_second=rate)))
+        until(lambda: server.count()["aggregate_all"] > 10)
+        job.pause()
+        paused_at = server.elapsed
+        until(lambda: not job.progress.in_flight, seconds=0.5)
+        so_far = len(server.arrivals)
+        stay(lambda: len(server.arrivals) == so_far)
+        assert max(each.at for each in server.arrivals) < paused_at + 0.1
+        assert (job.state, job.is_paused) == ("running", True)
+        assert "paused" in repr(job)
+        job.resume()
+        snap = job.result(60)
+        assert not job.is_paused
+        assert (snap.coverage.asked, snap.coverage.answered) == (60, 60)
+        assert set(server.count("aggregate_all").values()) == {1}
+        assert len(server.arrivals) == len(snap.requests)
+        assert 0.4 < snap.manifest["paused_seconds"] < 2
+
+
+def test_a_pause_before_the_run_has_begun_holds_it_and_the_last_word_counts():
+    with FaultServer(users=20, speed=50) as server:
+        job = start(aio.observe(server.tokens(), server.settings()))
+        job.pause()
+        stay(lambda: not server.arrivals, 0.3)
+        for _ in range(5):
+            job.resume()
+            job.pause()
+        stay(lambda: not server.arrivals, 0.3)
+        job.resume()
+        assert job.result(30).coverage.answered == 20
+
+
+def test_a_pause_costs_no_user_its_deadline():
+    """Jobs of 90 s, followed for 60 s and paused for longer; what fails first when it goes on is tried again."""
+    failed, is_over = set(), False
+
+    def once(arrival):
+        if is_over and arrival.user not in failed:
+            failed.add(arrival.user)
+            return error(500)
+        return None
+
+    bank = {"seconds": lambda _: 90.0}
+    with FaultServer(users=20, speed=50, fault=once, bank_options=bank) as server:
+        job = start(aio.aggregate(server.tokens(), server.settings(deadline_seconds=60.0)))
+        until(lambda: server.count()["aggregate_all"] == 20)
+        job.pause()
+        stay(lambda: job.state == "running", 1.4)
+        is_over = True
+        job.resume()
+        snap = job.result(30)
+    assert len(failed) == 20
+    assert snap.coverage.answered == 20
+    assert set(snap.members["outcome"]) == {"finished"}
+    assert (snap.members["aggregation_seconds_high"] > 90).all()
+
+
+def test_a_paused_run_is_stopped_within_two_seconds_and_shows_what_it_has():
+    with FaultServer(users=100, speed=20, latency=0.01) as server:
+        job = start(aio.aggregate(server.tokens(), server.settings()))
+        until(lambda: job.progress.ended > 5)
+        job.pause()
+        until(lambda: not job.progress.in_flight)
+        began = time.monotonic()
+        job.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            job.result()
+        assert time.monotonic() - began < 2
+        assert (job.state, job.is_paused) == ("cancelled", False)
+        coverage = job.partial().coverage
+        assert coverage.answered > 5
+        assert coverage.answered + coverage.pending == 100
+
+
+def test_no_token_is_taken_or_used_in_a_pause():
+    """Neither of a callable, whose tokens grow old, nor one that was under way when the pause came."""
+    with FaultServer(users=60, speed=50, latency=0.05) as server:
+        tokens, taken = iter(server.tokens()), []
+
+        def following():
+            taken.append(next(tokens, None))
+            return taken[-1]
+
+        job = start(aio.observe(following, server.settings(concurrency=10, read_jobs=False)))
+        until(lambda: len(server.arrivals) > 4)
+        there = len(taken)
+        job.pause()
+        until(lambda: not job.progress.in_flight)
+        stay(lambda: len(taken) <= there + 1 < 60, 0.1)
+        job.resume()
+        assert job.result(30).coverage.answered == 60
+
+    with FaultServer(users=5, speed=50) as server:
+        asked = []
+
+        async def mint(user):
+            asked.append(user)
+            await asyncio.sleep(0.2)
+            return SessionToken(server.bank.session(user))
+
+        job = start(aio.observe(minted(list(server.bank.users), mint), server.settings()))
+        until(lambda: len(asked) == 5)
+        job.pause()
+        stay(lambda: not server.arrivals, 0.5)
+        job.resume()
+        assert job.result(30).coverage.answered == 5
+        assert len(asked) == 5
+
+
+def test_the_time_of_a_pause_is_not_one_of_the_servers_silence():
+    held = 0.0
+    budget = Budget(lambda: held)
+    budget.heard("a", None, 0.0)
+    budget.heard("b", ConnectFailed("x"), 10.0)
+    held = 1_000.0
+    assert budget.is_out(1_309.9)
+    assert not budget.is_out(1_310.0)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from mxlab.errors import BadReply, ConfigError, MxlabError, NexusError, SessionExpired
 from mxlab.exchange import Ending, Exchange, Intent, Progress, Verb
 from mxlab.fetch.client import NexusClient
-from mxlab.fetch.pace import Budget, Gate
+from mxlab.fetch.pace import Budget, Gate, Valve
 from mxlab.fetch.tracking import Call, Track
 from mxlab.nexus.members import FIELDS
 from mxlab.settings import Settings
@@ -154,6 +154,8 @@ class Collection:
         Updated as it goes.
     gate
         Of all requests; made from the settings where None.
+    valve
+        Closed, no new request leaves; what time that takes is no user's.
     """
 
     def __init__(
@@ -164,14 +166,16 @@ class Collection:
         journal: Journal,
         progress: Progress,
         gate: Gate | None = None,
+        valve: Valve | None = None,
     ) -> None:
         self._source = source
         self._settings = settings
         self._verb = verb
         self._journal = journal
         self._progress = progress
-        self._gate = gate or Gate(settings.concurrency, settings.hard_rate)
-        self._budget, self._mint_budget = Budget(), Budget()
+        self._valve = valve or Valve()
+        self._gate = gate or Gate(settings.concurrency, settings.hard_rate, valve=self._valve)
+        self._budget, self._mint_budget = Budget(self._held), Budget(self._held)
         self._rng = random.Random(settings.seed)
         self._now = settings.clock.steady()
         self._trial = _Trial(source)
@@ -207,6 +211,7 @@ class Collection:
                     )
                     for worker in done:
                         worker.result()
+                    self._progress.in_flight = self._gate.in_flight
                     if self._exchanges or self._endings:
                         yield self.rest()
             finally:
@@ -252,6 +257,10 @@ class Collection:
         """Whether new users wait until a server that is out comes back for those who are under way."""
         return self._is_out() and self._progress.following > len(self._trial.held)
 
+    def _held(self) -> float:
+        """For how long this run has been paused so far, in its own time."""
+        return self._valve.seconds * self._settings.clock.speed
+
     def _is_out(self) -> bool:
         now = self._now()
         return self._budget.is_out(now) or self._mint_budget.is_out(now)
@@ -259,6 +268,7 @@ class Collection:
     async def _fresh(self) -> _User | None:
         """The next new user of the source, or None where there is none to be had now."""
         async with self._turn_lock:  # a slow source holds one worker, never all
+            await self._valve.passed()  # tokens age: none is taken that cannot be used
             turn = await anext(self._turns, None)
             self._wake(1)
             if turn is None:
@@ -286,6 +296,7 @@ class Collection:
             intent=claim if isinstance(claim, Intent) else None,
             budget=self._budget,
             mint_budget=self._mint_budget,
+            held=self._held,
         )
         self._progress.following += 1
         return _User(turn, track, session, turn.token, time.perf_counter())
@@ -352,6 +363,8 @@ class Collection:
             if user.token is None or user.track.must_renew:
                 user.token = await self._minted(user)
                 user.track.must_renew = False
+                if self._valve.is_closed:
+                    return  # to the gate again
             if (
                 call.endpoint.starts_jobs
             ):  # as late as can be: a kill before the sending leaves few of them open

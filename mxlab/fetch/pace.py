@@ -1,4 +1,6 @@
-"""`Gate`: how many requests at once and how many a second; `Budget`: how often to try again. Each is one for the run.
+"""`Gate`: how many requests at once and how many a second; `Valve`: whether any; `Budget`: how often to try again.
+
+Each is one for the run.
 
 The limit starts low, doubles until the first sign of congestion and then moves by additive increase and
 multiplicative decrease (Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6). Times here are real seconds: the
@@ -8,7 +10,9 @@ those of the run.
 
 import asyncio
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 
 from mxlab.errors import ConnectFailed, NexusError, RateLimited, Unavailable
 
@@ -23,6 +27,45 @@ _COST_THROTTLED = 5
 _OUTAGE_SECONDS = 300.0
 
 
+class Valve:
+    """Lets the requests of a run through, or holds back all that have not left yet.
+
+    `is_closed` and `seconds` can be read anywhere; the rest belongs to the loop of the run.
+    """
+
+    def __init__(self) -> None:
+        self._opened = asyncio.Event()
+        self._closed_at: float | None = None
+        self._seconds = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether requests are held back."""
+        return self._closed_at is not None
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been closed so far, in real seconds."""
+        closed_at = self._closed_at
+        return self._seconds if closed_at is None else self._seconds + time.monotonic() - closed_at
+
+    def close(self) -> None:
+        """Hold requests back."""
+        if self._closed_at is None:
+            self._closed_at = time.monotonic()
+            self._opened.clear()
+
+    def open(self) -> None:
+        """Let requests through again."""
+        self._seconds, self._closed_at = self.seconds, None
+        self._opened.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        if self.is_closed:
+            await self._opened.wait()
+
+
 class Gate:
     """A limit of requests in flight that adapts, and a hard cap of requests a second.
 
@@ -34,16 +77,23 @@ class Gate:
         Requests a second at the most.
     start
         The limit at first; the ceiling itself holds it there until congestion shows.
+    valve
+        Nobody passes while it is closed; one that stays open where None.
 
     Attributes
     ----------
-    in_flight, most_in_flight
-        Requests under way now, and the most at once so far.
+    in_flight
+        Requests under way now: places taken, save those that wait for the cap or for a server that asked for a pause.
+    most_in_flight
+        The most places that were taken at once so far.
     limit
         How many may be under way.
     """
 
-    def __init__(self, ceiling: int, rate: float = math.inf, *, start: int = 20) -> None:
+    def __init__(
+        self, ceiling: int, rate: float = math.inf, *, start: int = 20, valve: Valve | None = None
+    ) -> None:
+        self._valve = valve or Valve()
         self._ceiling = float(ceiling)
         self._gap = 1.0 / rate
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -54,12 +104,23 @@ class Gate:
         self._cut_at = -math.inf
         self._congested_at = math.inf
         self.limit = float(min(start, ceiling))
-        self.in_flight = 0
+        self._taken = self._queueing = 0
         self.most_in_flight = 0
+
+    @property
+    def in_flight(self) -> int:  # noqa: D102 - above
+        return self._taken - self._queueing
 
     async def enter(self) -> None:
         """Wait for a place, then take it."""
-        if self._waiting or self.in_flight + 1 > self.limit:
+        await self._enter()
+        while self._valve.is_closed:
+            self._give_back()  # who waits here is not in flight
+            await self._valve.passed()
+            await self._enter()
+
+    async def _enter(self) -> None:
+        if self._waiting or self._taken + 1 > self.limit:
             place = asyncio.get_running_loop().create_future()
             self._waiting.append(place)
             try:
@@ -69,15 +130,18 @@ class Gate:
                     self._give_back()  # woken and cancelled at once: the place goes to the next
                 raise
         else:
-            self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self._taken += 1
+        self.most_in_flight = max(self.most_in_flight, self._taken)
         if not self._gap and not self._closed_until:
             return
+        self._queueing += 1
         try:
             await self._until_open()
         except asyncio.CancelledError:
             self._give_back()
             raise
+        finally:
+            self._queueing -= 1
 
     async def _until_open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -109,7 +173,7 @@ class Gate:
             self._cut(_DECREASE)
         elif error is None:
             self._smooth_seconds = seconds if usual is None else usual + 0.1 * (seconds - usual)
-            if self.in_flight * 2 >= self.limit:
+            if self._taken * 2 >= self.limit:
                 is_near = (
                     self.limit > _NEAR * self._congested_at
                 )  # from there on one more a round trip, to probe
@@ -133,11 +197,11 @@ class Gate:
             self.limit = max(1.0, self.limit * factor)
 
     def _give_back(self) -> None:
-        self.in_flight -= 1
-        while self._waiting and self.in_flight + 1 <= self.limit:
+        self._taken -= 1
+        while self._waiting and self._taken + 1 <= self.limit:
             place = self._waiting.popleft()
             if not place.done():
-                self.in_flight += 1
+                self._taken += 1
                 place.set_result(None)
 
 
@@ -147,9 +211,16 @@ class Budget:
     A retry costs tokens and a success earns one, so that a server in trouble gets few requests more than it would
     get anyway. One user's failures say nothing of the server; it is in trouble where half of the tokens are spent, and out
     where it has answered somebody before and now nobody: not two users in a row, or one that could not connect.
+
+    Parameters
+    ----------
+    held
+        For how many seconds the run has sent nothing of its own will; its server was not silent then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Callable[[], float] = float) -> None:
+        self._held = held
+        self._held_before = 0.0
         self._tokens = _MOST_TOKENS
         self._has_answered = False
         self._silent_since = math.inf
@@ -165,7 +236,8 @@ class Budget:
             self._is_unreachable = False
             self._failing.clear()
         else:
-            self._silent_since = min(self._silent_since, now)
+            if self._silent_since == math.inf:
+                self._silent_since, self._held_before = now, self._held()
             self._is_unreachable |= isinstance(error, ConnectFailed)
             if len(self._failing) < 2:
                 self._failing.add(session)
@@ -187,4 +259,5 @@ class Budget:
         return is_in_trouble or (self.is_out(now) and self._silent_since <= since)
 
     def _may_come_back(self, now: float) -> bool:
-        return self._has_answered and now - self._silent_since < _OUTAGE_SECONDS
+        asked_for = now - self._silent_since - (self._held() - self._held_before)
+        return self._has_answered and asked_for < _OUTAGE_SECONDS

@@ -221,6 +221,8 @@ class Track:
         Of an earlier life of this run: a start may have acted, and is cleared up by reading.
     budget, mint_budget
         Of the run, for Nexus and for where tokens come from.
+    held
+        For how many seconds the run has been paused so far, which do not count against the deadline.
 
     Attributes
     ----------
@@ -242,7 +244,9 @@ class Track:
         intent: Intent | None = None,
         budget: Budget | None = None,
         mint_budget: Budget | None = None,
+        held: Callable[[], float] = float,
     ) -> None:
+        self._held = held
         self._verb = verb
         self._settings = settings
         self._rng = rng
@@ -289,6 +293,14 @@ class Track:
         else:
             self._kick = Kick(intent.sent_at, intent.replied_at)
             self._receive = Track._resumed
+
+    @property
+    def _deadline(self) -> float:
+        return self._deadline_unheld + self._held()
+
+    @_deadline.setter
+    def _deadline(self, at: float) -> None:
+        self._deadline_unheld = at - self._held()
 
     @property
     def is_unstarted(self) -> bool:
