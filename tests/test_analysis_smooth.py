@@ -132,6 +132,22 @@ def test_users_drawn_anew_and_the_limit_to_first_order_agree():
     assert (of_alone < 0.75 * of_limit).all()  # rows of one user say less than rows of as many users
 
 
+@pytest.mark.parametrize("draws", [0, 60])
+def test_many_groups_at_once_are_each_as_alone(draws):
+    """Of sizes from 12 to 6,000, so that some have more splines, and of shapes that take more turns than others."""
+    rng = np.random.default_rng(6)
+    sizes = [6_000, 12, 300, 40, 900, 150] * 7
+    worlds = [world for world, _ in WORLDS.values()]
+    groups = [known(rng, worlds[place % len(worlds)].rvs(n, rng), {}) for place, n in enumerate(sizes)]
+    users = [rng.integers(0, n // 2, n) for n in sizes]
+    together = _smooth.smooth_each(groups, users, draws=draws)
+    for times, user, curve in list(zip(groups, users, together, strict=True))[:12]:
+        alone = _smooth.smooth(times, user, draws=draws)
+        assert curve.bends == pytest.approx(alone.bends, rel=1e-3)
+        for errors in (-1.96, 0, 1.96):
+            assert curve.quantile(0.5, errors) == pytest.approx(alone.quantile(0.5, errors), rel=1e-4)
+
+
 @pytest.mark.parametrize("n", [1, 2, 12])
 def test_few_times_give_a_curve_that_rises(n):
     times = np.linspace(5, 60, n)

@@ -50,13 +50,18 @@ class Intervals(NamedTuple):
 
     def of(self, rows: Ints) -> "Intervals":
         """The same of some rows, with only the bounds that they use."""
-        used, pair = np.unique(self.pair[rows], return_inverse=True)
+        count = np.bincount(self.pair[rows], minlength=len(self.rows))
+        used, number = np.flatnonzero(count), np.cumsum(count > 0) - 1
         low, high = self.low[used], self.high[used]
         kept = np.zeros(len(self.bounds), bool)
         kept[low], kept[high], kept[[0, -1]] = True, True, True
         place = np.cumsum(kept) - 1
         return Intervals(
-            self.bounds[kept], place[low], place[high], np.bincount(pair).astype(np.float64), pair
+            self.bounds[kept],
+            place[low],
+            place[high],
+            count[used].astype(np.float64),
+            number[self.pair[rows]],
         )
 
 

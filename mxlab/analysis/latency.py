@@ -1,6 +1,6 @@
 """Aggregation time: how long from the kick-off until a member's aggregation is through."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from mxlab.analysis._inputs import (
     table,
 )
 from mxlab.analysis._intervals import adjusted
-from mxlab.analysis._smooth import DRAWS, Smooth, normal_scores, shifts, smooth
+from mxlab.analysis._smooth import DRAWS, Smooth, normal_scores, shifts, smooth, smooth_each
 
 #: Which duration of a row is taken: its job's own where it was read, else the looks'; or only one of them.
 Duration = Literal["best", "job", "looks"]
@@ -194,7 +194,7 @@ def aggregation_latency(
     ]
     known = [_censored.intervals(part.low, part.high) for _, part in parts]
     steps = [_censored.turnbull(each) for each in known]
-    fits = [_smooth(part, each, draws) for (_, part), each in zip(parts, known, strict=True)]
+    fits = _fits([part for _, part in parts], known, draws)
     curves = [
         (name, _curve(part, each, step, fit))
         for (name, part), each, step, fit in zip(parts, known, steps, fits, strict=True)
@@ -254,12 +254,10 @@ def latency_quantiles(
     rows = answered(members, "latency_quantiles", *_COLUMNS)
     times = aggregation_times(rows, "latency_quantiles", duration)
     every = _censored.intervals(times.low, times.high)
-    found = []
-    for name, places in _parts(rows, times, by, "latency_quantiles"):
-        part = times.take(places)
-        known = every.of(places)
-        found.append(_row(name, part, known, _smooth(part, known, draws)))
-    frame = table(found, _QUANTILES)
+    groups = _parts(rows, times, by, "latency_quantiles")
+    parts, known = [times.take(places) for _, places in groups], [every.of(places) for _, places in groups]
+    each = zip(groups, parts, known, _fits(parts, known, draws), strict=True)
+    frame = table([_row(name, part, own, fit) for (name, _), part, own, fit in each], _QUANTILES)
     frame.attrs = _attrs(times, by, duration, coverage)
     return frame
 
@@ -363,11 +361,14 @@ def _against_the_rest(times: Times, group: Ints, sizes: Floats, fdr: float) -> t
     return p_value, ratio, p50
 
 
-def _smooth(times: Times, known: Intervals, draws: int) -> Smooth | None:
-    """The smooth curve of a group; None where too few finished."""
-    if np.isfinite(times.high).sum() < FEWEST:
-        return None
-    return smooth(known, times.user, draws=draws)
+def _fits(parts: Sequence[Times], known: Sequence[Intervals], draws: int) -> list[Smooth | None]:
+    """The smooth curve of each group; None where too few finished."""
+    enough = [place for place, part in enumerate(parts) if np.isfinite(part.high).sum() >= FEWEST]
+    fits = smooth_each(
+        [known[place] for place in enough], [parts[place].user for place in enough], draws=draws
+    )
+    of = dict(zip(enough, fits, strict=True))
+    return [of.get(place) for place in range(len(parts))]
 
 
 def _attrs(
@@ -424,8 +425,9 @@ def _quantile(known: Intervals, fit: Smooth | None, share: float) -> tuple[float
 
 def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Ints]]:
     """The places in `times` of each group that has any, the largest first."""
-    positions, group, names = groups(rows.iloc[times.rows], by, function)
-    order = np.argsort(group, kind="stable")
+    positions, group, names = groups(rows.loc[:, rows.columns == by].iloc[times.rows], by, function)
+    short = group.astype(np.uint16 if len(names) < 65_536 else np.int64)  # is sorted in one pass
+    order = np.argsort(short, kind="stable")
     ends = np.cumsum(np.bincount(group, minlength=len(names)))
     parts = np.split(positions[order], ends[:-1]) if len(names) else []
     return [(name, part) for name, part in zip(names, parts, strict=True) if len(part)]
