@@ -90,14 +90,15 @@ class Wire:
             trusted = ssl.create_default_context()
             trusted.load_verify_locations(self._settings.ca_file)
         trace.on_request_headers_sent.append(_mark_left)
+        self._connector = aiohttp.TCPConnector(
+            limit=self._settings.concurrency + 10,  # the gate comes first: the pool never queues
+            ttl_dns_cache=300,
+            keepalive_timeout=50,
+            resolver=aiohttp.ThreadedResolver(),
+            ssl=trusted,
+        )
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._settings.concurrency + 10,  # the gate comes first: the pool never queues
-                ttl_dns_cache=300,
-                keepalive_timeout=50,
-                resolver=aiohttp.ThreadedResolver(),
-                ssl=trusted,
-            ),
+            connector=self._connector,
             timeout=aiohttp.ClientTimeout(total=self._settings.reply_timeout_seconds, sock_connect=10),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -137,6 +138,8 @@ class Wire:
             headers.clear()  # and so do the frames from here up
         sent.seconds = time.perf_counter() - started
         if failure is not None:
+            if isinstance(failure, ConnectFailed):  # the name may stand for another address by now
+                self._connector.clear_dns_cache()
             raise failure
 
 

@@ -303,7 +303,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> NexusError:
         return RateLimited("too many requests", retry_after_seconds=wait, **known)
     if status == 503 and "Retry-After" in headers:
         return Unavailable("MX is not available", retry_after_seconds=wait, **known)
-    if status >= 500:
+    if 500 <= status < 600:
         return ServerFault(f"MX failed ({status})", **known)
     if 400 <= status < 500:
         return Refused(f"MX refuses ({status})", **known)

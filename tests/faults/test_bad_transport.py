@@ -7,9 +7,8 @@ Every case is served to one user of three by the fault server; the other two mus
 import json
 
 import pytest
-from faults.server import MEDIA_TYPE, FaultServer, error, hang, raw, say
 
-from mxlab import aio
+from faults.server import MEDIA_TYPE, FaultServer, acting, error, hang, raw, say
 from mxlab.nexus.protocol import retry_after
 
 GOOD = b'{"members":[]}'
@@ -28,7 +27,7 @@ async def flood(call):
 
 
 def status(line):
-    return raw(f"HTTP/1.1 {line}\r\nContent-Length: 14\r\n\r\n".encode() + GOOD)
+    return raw(f"HTTP/1.1 {line}\r\nContent-Length: 14\r\n\r\n".encode() + GOOD, then="stay")
 
 
 #: number → (what the server does, reason of the user's loss, or None where the user is answered)
@@ -46,7 +45,7 @@ CASES = {
     "B-008": (say(200, GOOD, kind=f"{MEDIA_TYPE}; charset=klingon"), "bad_reply_charset"),
     "B-020-long": (replied("X-Long: " + "x" * 9000), "bad_reply_headers"),
     "B-020-many": (replied(*(f"X-{n}: {'x' * 600}" for n in range(2000))), "bad_reply_headers"),
-    "B-021-999": (status("999 Odd"), "server_fault"),
+    "B-021-999": (status("999 Odd"), "bad_reply_unexpected_999"),
     "B-021-0": (status("0 Odd"), "bad_reply_headers"),
     "B-021-text": (status("fine thanks"), "bad_reply_headers"),
     "B-022": (flood, "reply_timeout"),
@@ -69,11 +68,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("number", CASES)
-async def test_a_bad_reply_loses_its_user_with_a_reason_and_no_other(number):
+async def test_a_bad_reply_loses_its_user_with_a_reason_and_no_other(run, number):
     deed, reason = CASES[number]
     with FaultServer(users=3, speed=1000) as server:
         server.fault = lambda a: deed if a.user == "user-1" else None
-        snap = await aio.observe(server.tokens(), server.settings(reply_timeout_seconds=0.5))
+        snap = (await run(server, "observe", reply_timeout_seconds=0.5)).snap
     assert snap.coverage.asked == 3
     assert dict(snap.coverage.reasons) == ({reason: 1} if reason else {})
     assert set(snap.members["user"]) == {"user-0", "user-2"}
@@ -87,13 +86,9 @@ async def test_a_bad_reply_loses_its_user_with_a_reason_and_no_other(number):
     [error(409), error(500), error(502), error(504), say(200, b"<html>"), error(503)],
     ids=["B-029-409", "B-031-500", "B-031-502", "B-031-504", "unreadable", "B-032-plain"],
 )
-async def test_an_unclear_answer_to_a_start_that_acted_is_cleared_up_by_reading(deed):
-    async def acted(call):
-        call.server.outcome(call.arrival)
-        await deed(call)
-
-    with FaultServer(fault=lambda a: acted if a.endpoint == "aggregate_all" else None) as server:
-        snap = await aio.aggregate(server.tokens(), server.settings())
+async def test_an_unclear_answer_to_a_start_that_acted_is_cleared_up_by_reading(run, deed):
+    with FaultServer(fault=lambda a: acting(deed) if a.endpoint == "aggregate_all" else None) as server:
+        snap = (await run(server)).snap
     assert snap.coverage.answered == 1
     assert server.count()["aggregate_all"] == 1
     assert set(snap.members["outcome"]) == {"finished"}
@@ -128,21 +123,21 @@ def test_b030_a_date_without_the_servers_own_date_says_nothing():
     assert retry_after("Wed, 21 Oct 2015 07:28:30 GMT") is None
 
 
-async def test_b030_of_two_values_the_first_counts():
+async def test_b030_of_two_values_the_first_counts(run):
     twice = error(429, also=["Retry-After: 0.5", "Retry-After: 100000"])
     with FaultServer(fault=lambda a: twice if a.nth == 1 else None, speed=10) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
-    assert snap.coverage.answered == 1
-    assert server.elapsed < 5
+        done = await run(server, "observe")
+    assert done.coverage.answered == 1
+    assert done.seconds < 5
 
 
-async def test_b026_below_a_hundred_users_expired_tokens_never_stop_a_run():
+async def test_b026_below_a_hundred_users_expired_tokens_never_stop_a_run(run):
     with FaultServer(users=99, fault=lambda _: error(401, 4011)) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
-    assert dict(snap.coverage.reasons) == {"session_expired": 99}
+        done = await run(server, "observe")
+    assert done.reasons == {"session_expired": 99}
 
 
-async def test_b033_cookies_are_neither_kept_nor_sent_back():
+async def test_b033_cookies_are_neither_kept_nor_sent_back(run):
     async def with_cookie(call):
         code, value = call.server.outcome(call.arrival)
         await call.say(
@@ -150,16 +145,16 @@ async def test_b033_cookies_are_neither_kept_nor_sent_back():
         )
 
     with FaultServer(users=3, fault=lambda _: with_cookie) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
-        assert snap.coverage.answered == 3
-        assert not [each for each in server.arrivals if "cookie" in each.headers]
+        done = await run(server, "observe")
+    assert done.coverage.answered == 3
+    assert not [each for each in server.arrivals if "cookie" in each.headers]
 
 
-async def test_b028_a_cdn_that_refuses_a_get_with_a_body_is_not_taken_for_mx():
+async def test_b028_a_cdn_that_refuses_a_get_with_a_body_is_not_taken_for_mx(run):
     page = say(403, b"<html>Request blocked. CloudFront</html>", kind="text/html; charset=utf-8")
     with FaultServer(users=3) as server:
         server.fault = lambda a: page if a.body else None
-        snap = await aio.aggregate(server.tokens(), server.settings())
-    assert dict(snap.coverage.reasons) == {"forbidden_by_cdn": 3}
-    assert snap.failures["what_to_do"].str.contains("a GET with a body").all()
+        done = await run(server)
+    assert done.reasons == {"forbidden_by_cdn": 3}
+    assert done.snap.failures["what_to_do"].str.contains("a GET with a body").all()
     assert set(server.count("aggregate_all").values()) == {1}

@@ -4,9 +4,8 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from faults.server import FaultServer, say
 
-from mxlab import aio
+from faults.server import FaultServer, say
 from mxlab.nexus.protocol import LIST_MEMBERS, read_reply
 from mxlab.nexus.status import who_must_act
 
@@ -140,12 +139,18 @@ def test_b109_a_job_without_times_is_valid():
     assert (reason, member.most_recent_job_guid, member.aggregated_at) == (None, "JOB-1", None)
 
 
-async def whole_line(users, fault):
-    with FaultServer(users=users, fault=fault) as server:
-        return await aio.observe(server.tokens(), server.settings(read_jobs=False))
+@pytest.fixture
+def whole_line(run):
+    """``await whole_line(users, fault)``: the Snapshot of a checked run."""
+
+    async def observed(users, fault):
+        with FaultServer(users=users, fault=fault) as server:
+            return (await run(server, "observe", read_jobs=False)).snap
+
+    return observed
 
 
-async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames():
+async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames(whole_line):
     """One user's reply holds them all; the good rows of the same reply and of the other user are there."""
     records = [{"guid": f"MBR-{n}", name: value} for n, (name, value, _) in enumerate(KEPT.values())]
     bad = [record for record, _ in REJECTED.values()]
@@ -163,7 +168,7 @@ async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames():
     snap._repr_html_()
 
 
-async def test_b057_a_guid_under_two_users_is_kept_for_both():
+async def test_b057_a_guid_under_two_users_is_kept_for_both(whole_line):
     body = json.dumps({"members": [{"guid": "MBR-1"}]}).encode()
     snap = await whole_line(2, lambda _: say(200, body))
     assert sorted(snap.members["user"]) == ["user-0", "user-1"]
@@ -171,7 +176,7 @@ async def test_b057_a_guid_under_two_users_is_kept_for_both():
 
 
 @pytest.mark.parametrize("verb", ["observe", "aggregate"])
-async def test_b058_a_token_whose_replies_name_two_users_is_lost(verb):
+async def test_b058_a_token_whose_replies_name_two_users_is_lost(run, verb):
     ours, theirs = ({"guid": f"MBR-{n}", "user_guid": f"USR-{n}"} for n in range(2))
 
     def fault(arrival):
@@ -183,22 +188,22 @@ async def test_b058_a_token_whose_replies_name_two_users_is_lost(verb):
         return say(200, json.dumps({"members": shown}).encode()) if arrival.user == "user-0" else None
 
     with FaultServer(users=2, fault=fault) as server:
-        snap = await getattr(aio, verb)(server.tokens(), server.settings())
-    assert dict(snap.coverage.reasons) == {"token_user_mismatch": 1}
-    assert snap.failures["what_to_do"].str.contains("two users").all()
+        done = await run(server, verb)
+    assert done.reasons == {"token_user_mismatch": 1}
+    assert done.snap.failures["what_to_do"].str.contains("two users").all()
 
 
 @pytest.mark.parametrize(
     "job", ["../members/aggregate", "JOB-1/../../members/aggregate", "JOB-1?x", "JOB 1\r\nX: y", ""]
 )
-async def test_a_job_guid_that_is_none_never_becomes_part_of_an_address(job):
+async def test_a_job_guid_that_is_none_never_becomes_part_of_an_address(run, job):
     """`observe` cannot be talked into a start by what a reply holds."""
     record = {"guid": "MBR-1", "most_recent_job_guid": job}
     with FaultServer(fault=lambda _: say(200, json.dumps({"members": [record]}).encode())) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
+        done = await run(server, "observe")
     assert server.count() == {"list_members": 1}
-    assert snap.coverage.answered == 1
-    assert list(snap.members["most_recent_job_guid"]) == [job]
+    assert done.coverage.answered == 1
+    assert list(done.snap.members["most_recent_job_guid"]) == [job]
 
 
 def of_many(change, share=1.0):
@@ -220,7 +225,7 @@ def of_many(change, share=1.0):
     ("number", "gone"),
     [("B-076", {"connection_status"}), ("B-111", {"is_oauth", "institution_code", "use_cases"})],
 )
-async def test_a_field_that_no_member_has_any_more_is_said_and_nothing_is_lost(number, gone):
+async def test_a_field_that_no_member_has_any_more_is_said_and_nothing_is_lost(whole_line, number, gone):
     fault = of_many(lambda record: {name: value for name, value in record.items() if name not in gone})
     with pytest.warns(UserWarning, match=f"schema_drift: 0 of 200 members have {', '.join(sorted(gone))}$"):
         snap = await whole_line(100, fault)
@@ -229,7 +234,7 @@ async def test_a_field_that_no_member_has_any_more_is_said_and_nothing_is_lost(n
     assert len(snap.manifest["schema_drift"]) == 1
 
 
-async def test_b077_a_field_that_changes_its_type_is_said_and_its_records_are_kept_as_rejects():
+async def test_b077_a_field_that_changes_its_type_is_said_and_its_records_are_kept_as_rejects(whole_line):
     fault = of_many(lambda record: record | {"is_oauth": "yes"}, share=0.02)
     with pytest.warns(UserWarning, match=r"schema_drift: 2\.0% of 200 records cannot be read \(is_oauth 4\)"):
         snap = await whole_line(100, fault)
@@ -238,7 +243,7 @@ async def test_b077_a_field_that_changes_its_type_is_said_and_its_records_are_ke
     assert all(json.loads(body)["is_oauth"] == "yes" for body in snap.rejects["body"])
 
 
-async def test_b077_one_record_in_a_hundred_is_no_drift():
+async def test_b077_one_record_in_a_hundred_is_no_drift(whole_line):
     snap = await whole_line(100, of_many(lambda record: record | {"is_oauth": "yes"}, share=0.01))
     assert len(snap.rejects) == 2
     assert snap.manifest["schema_drift"] == []

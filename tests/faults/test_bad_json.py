@@ -5,10 +5,10 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from faults.server import MEDIA_TYPE, FaultServer, say
 from hypothesis import given
 from hypothesis import strategies as st
 
+from faults.server import MEDIA_TYPE, FaultServer, say
 from mxlab import aio
 from mxlab.errors import BadReply, NexusError
 from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, MOST_MEMBERS, READ_JOB, read_reply
@@ -109,7 +109,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("number", PAGES)
-async def test_all_pages_of_list_members_are_read_each_member_once(number):
+async def test_all_pages_of_list_members_are_read_each_member_once(run, number):
     pages, count = PAGES[number]
 
     def fault(arrival):
@@ -119,10 +119,27 @@ async def test_all_pages_of_list_members_are_read_each_member_once(number):
         return say(200, members(*({"guid": f"MBR-{n}"} for n in page)))
 
     with FaultServer(fault=fault) as server:
-        snap = await aio.observe(server.tokens(), server.settings())
+        snap = (await run(server, "observe")).snap
     assert snap.coverage.answered == 1
     assert sorted(snap.members["guid"]) == sorted(f"MBR-{n}" for n in range(count))
     assert all("records_per_page=1000" in each.target for each in server.arrivals)
+
+
+@pytest.mark.parametrize(
+    ("totals", "pages_read"), [((3, 2, 2), 2), ((1, 3, 3), 1), ((3, 3, 3), 3)], ids=["shrinks", "one", "all"]
+)
+async def test_b110_the_pagination_block_of_the_page_at_hand_decides(run, totals, pages_read):
+    """Where the list grew shorter between two pages, what is left is read and nothing is asked for twice."""
+
+    def fault(arrival):
+        first = (arrival.nth - 1) * 10
+        records = [{"guid": f"MBR-{n}"} for n in range(first, first + 10)]
+        return say(200, members(*records, pagination={"total_pages": totals[arrival.nth - 1]}))
+
+    with FaultServer(fault=fault) as server:
+        done = await run(server, "observe")
+    assert server.count() == {"list_members": pages_read}
+    assert len(done.snap.members) == 10 * pages_read
 
 
 async def test_a_page_that_fails_in_a_later_look_does_not_hide_the_members_of_the_last():
