@@ -36,6 +36,8 @@ class Chart:
         Of the summary.
     of_two
         Whether it compares the Snapshot with an earlier one.
+    of_many
+        Whether it is of a Snapshot of several runs.
     given
         More options of the summary, from the Snapshot and the earlier one, if any.
     """
@@ -46,6 +48,7 @@ class Chart:
     question: str
     options: Mapping[str, Any] = field(default_factory=dict)
     of_two: bool = False
+    of_many: bool = False
     given: Callable[[Snapshot, Snapshot | None], Mapping[str, Any]] = lambda _snap, _against: {}
 
 
@@ -83,10 +86,11 @@ CHARTS: dict[str, Chart] = dict(
         _declared("reply_times", "requests", "How fast are the replies?"),
         _declared("request_failures", "requests", "What went wrong on the way?"),
         _declared("run_timeline", "requests", "How did the run go?", given=_speed),
-        _declared("status_history", "members", "How did it change from run to run?"),
-        _declared("time_in_status", "members", "How long does a status last?"),
-        _declared("time_to_recover", "members", "When are members connected again?"),
+        _declared("status_history", "members", "How did it change from run to run?", of_many=True),
+        _declared("time_in_status", "members", "How long does a status last?", of_many=True),
+        _declared("time_to_recover", "members", "When are members connected again?", of_many=True),
         _declared("transitions", "members", "Who moved from which status to which?", of_two=True),
+        _declared("flow", "members", "Whose move was it before, and whose is it now?", of_two=True),
         _declared("mix_and_rate", "members", "Is it the mix of banks or the banks themselves?", of_two=True),
     )
 )
@@ -116,7 +120,7 @@ def summarize(name: str, snap: Snapshot, against: Snapshot | None = None) -> pd.
     if not chart.of_two:
         return chart.summary(frame, **options)
     if against is None:
-        raise ConfigError(f"{name} compares two snapshots: give the earlier one as against=")
+        raise ConfigError(f"{name} compares two snapshots: give the earlier one as against= (--against)")
     return chart.summary(getattr(against, chart.frame), frame, **options)
 
 
@@ -181,9 +185,12 @@ def draw(
 def provenance(snap: Snapshot) -> str:
     """Where a figure comes from: run, time zone, seed, version, coverage, and what was left out of view."""
     manifest = snap.manifest
-    at = str(manifest.get("started_at") or "")[:16].replace("T", " ")
+    began, ended = (
+        str(manifest.get(f"{end}_at") or "")[:16].replace("T", " ") for end in ("started", "ended")
+    )
+    runs, at = manifest.get("runs"), f", {began} UTC" if began else ""
     parts = [
-        f"run {manifest.get('run')}" + (f", {at} UTC" if at else ""),
+        f"{len(runs)} runs, from {began} to {ended} UTC" if runs else f"run {manifest.get('run')}{at}",
         f"seed {manifest['seed']}" if "seed" in manifest else "",
         f"mxlab {version('mxlab')}",
         str(snap.coverage),

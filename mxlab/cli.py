@@ -10,16 +10,19 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from mxlab import analysis, api, charts
 from mxlab.errors import ConfigError, ConsentRequired, MxlabError, StoreError
@@ -133,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--store", type=Path, required=True, help="the store's folder")
         if name == "draw":
             sub.add_argument("chart", help=", ".join(charts.CHARTS))
+            sub.add_argument("--against", metavar="RUN", help="the earlier run, of a chart that compares two")
+            _looking(sub)
         if name == "sql":
             sub.add_argument("query")
         if name == "export":
@@ -149,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         if name in {"runs", "sql", "audit"}:
             sub.add_argument("--json", action="store_true", help="for machines")
 
+    gallery = command("gallery", _gallery, "every chart, of a store or of a simulation, a PNG each")
+    gallery.add_argument("--store", type=Path, help="the store's folder (two weeks of a simulation)")
+    gallery.add_argument("--out", type=Path, default=Path("gallery"), help="the folder to write to (gallery)")
+    gallery.add_argument("--users", type=int, default=1_000, help="of the simulation (1000)")
+    _looking(gallery)
+
     simulate = command("simulate", _simulate, "serve a simulated Nexus on loopback until stopped")
     simulate.add_argument("--users", type=int, default=2_000)
     simulate.add_argument("--seed", type=int, default=0)
@@ -164,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--no-browser", action="store_true", help="print the address only")
     lab.add_argument("--port", type=int, help="of the server; another where it is taken")
     return parser
+
+
+def _looking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=int, default=800, help="in pixels: 480, 800, 1600 (800)")
+    parser.add_argument("--dark", action="store_true", help="on dark paper")
 
 
 def _scenarios(parser: argparse.ArgumentParser, about: str) -> None:
@@ -385,15 +401,77 @@ def _print_frame(frame: pd.DataFrame, *, as_json: bool) -> int:
 
 
 def _draw(options: argparse.Namespace) -> int:
-    snap = Store(options.store).load(options.run)
-    picture = charts.png(style.root(charts.draw(options.chart, snap)))
-    path: Path = options.out or Path(f"{options.chart}.png")
+    store, chart = Store(options.store), charts.CHARTS.get(options.chart)
+    every = chart is not None and chart.of_many and options.run is None
+    snap = store.load(runs=store.runs()["run"].tolist()) if every else store.load(options.run)
+    against = store.load(options.against) if options.against else None
+    axes = charts.draw(options.chart, snap, against, width=options.width, dark=options.dark)
+    _write_picture(axes, options.out or Path(f"{options.chart}.png"))
+    return 0
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    _make_folder(options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(options.store or folder)
+        if options.store is None:
+            _two_weeks(store, options.users)
+        runs = store.runs()["run"].tolist()
+        snap, history = store.load(runs[-1]), store.load(runs=runs)
+        before = store.load(runs[-2]) if len(runs) > 1 else None
+        for name, chart in charts.CHARTS.items():
+            if chart.of_two and before is None:
+                print(f"{name} is left out: it compares two runs, and the store has one")
+                continue
+            shown = history if chart.of_many else snap
+            axes = charts.draw(name, shown, before, width=options.width, dark=options.dark)
+            _write_picture(axes, options.out / f"{name}.png")
+    return 0
+
+
+#: Defects of records that the simulated weeks have: such as can be read.
+_DEFECTS = (
+    "connected_but_stale",
+    "connected_without_success",
+    "guid_shared_by_users",
+    "stuck_running",
+    "time_in_future",
+    "unknown_status",
+    "use_cases_empty",
+)
+
+
+def _two_weeks(store: Store, users: int) -> None:
+    """A simulation with something in it for every chart: a look each day, then an aggregate during an outage."""
+    day = 86_400.0
+    world: dict[str, Any] = {
+        "seed": 7,
+        "speed": 40,
+        "scenarios": ("slow_bank", "outage_oauth", "defects"),
+        "faults": {"latency_seconds": 0.02, "rates": {"close": 0.002, "rate_limited": 0.002}},
+        "parameters": {
+            "epoch": datetime(2026, 11, 10, 9, tzinfo=UTC).timestamp(),  # the same dates each time
+            "scenario_from_seconds": 12.7 * day,
+            "scenario_until_seconds": 14.0 * day,
+            "defect_kinds": _DEFECTS,
+        },
+    }
+    with api.simulate(users, **world) as simulation:
+        for number in range(1, 14):
+            looking = replace(simulation.settings, read_jobs=False)
+            with _Bar() as bar:
+                api.observe(simulation.tokens, looking, store=store, run=f"day-{number:02}", tick=bar)
+            simulation.skip(day)
+        with _Bar() as bar:
+            api.aggregate(simulation.tokens, simulation.settings, store=store, run="day-14", tick=bar)
+
+
+def _write_picture(axes: Axes, path: Path) -> None:
     try:
-        path.write_bytes(picture)
+        path.write_bytes(charts.png(style.root(axes)))
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give another file with --out") from None
     print(path)
-    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -4,12 +4,13 @@ import io
 import json
 import re
 import socket
+import struct
 
 import pandas as pd
 import pytest
 
 import mxlab as mx
-from mxlab.charts import OVERVIEW
+from mxlab.charts import OVERVIEW, provenance
 from mxlab.cli import main
 from mxlab.simulator.server import API_KEY
 
@@ -86,6 +87,49 @@ def test_observe_then_ask_the_store(capsys, reach, tmp_path):
     status, _, err = run(capsys, "export", "--store", store, "--out", tmp_path / "members.doc")
     assert status == 2
     assert "ends in none of" in err
+
+
+def sizes(folder):
+    """Pixels of the PNG files of a folder, by their names."""
+    return {path.stem: struct.unpack(">II", path.read_bytes()[16:24]) for path in folder.iterdir()}
+
+
+def test_a_gallery_and_a_drawing_of_a_store(capsys, reach, tmp_path):
+    store, out = tmp_path / "store", tmp_path / "pictures"
+    assert run(capsys, "observe", *reach, "--store", store, "--run", "a")[0] == 0
+    two = {name for name, chart in mx.CHARTS.items() if chart.of_two}
+    status, said, _ = run(capsys, "gallery", "--store", store, "--out", out, "--dark")
+    assert status == 0
+    assert set(sizes(out)) == set(mx.CHARTS) - two
+    for name in two:
+        assert f"{name} is left out: it compares two runs" in said
+
+    assert run(capsys, "observe", *reach, "--store", store, "--run", "b")[0] == 0
+    status, said, _ = run(capsys, "gallery", "--store", store, "--out", out, "--width", 480)
+    assert status == 0
+    assert set(sizes(out)) == set(mx.CHARTS)
+    assert {width for width, _ in sizes(out).values()} == {480}
+    assert said.splitlines() == [str(out / f"{name}.png") for name in mx.CHARTS]
+
+    picture = tmp_path / "flow.png"
+    drawing = ("draw", "flow", "--store", store, "--out", picture)
+    status, _, err = run(capsys, *drawing)
+    assert status == 2
+    assert "give the earlier one" in err
+    assert run(capsys, *drawing, "--against", "a", "--width", 1600)[0] == 0
+    assert struct.unpack(">I", picture.read_bytes()[16:20]) == (1600,)
+    assert run(capsys, "draw", "status_history", "--store", store, "--out", picture)[0] == 0
+    history = mx.Store(store).load(runs=["a", "b"])
+    assert re.match(r"2 runs, from \d{4}-\d\d-\d\d \d\d:\d\d to .* UTC · seed", provenance(history))
+
+
+@pytest.mark.slow
+def test_the_gallery_of_a_simulation_has_every_chart(capsys, tmp_path):
+    status, said, _ = run(capsys, "gallery", "--users", 300, "--out", tmp_path)
+    assert status == 0
+    assert set(sizes(tmp_path)) == set(mx.CHARTS)
+    assert all(width == 800 and height > 200 for width, height in sizes(tmp_path).values())
+    assert len(said.splitlines()) == len(mx.CHARTS)
 
 
 def test_aggregate_prints_a_table_a_person_can_read(capsys, reach, tmp_path):

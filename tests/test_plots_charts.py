@@ -1,6 +1,7 @@
 """Drawings: what is drawn equals the summary; nothing is clipped or faked by a name."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def summaries(frames):
         "outage_scan": analysis.outage_scan(later),
         "attributable_share": analysis.attributable_share(later),
         "transitions": analysis.transitions(members, later),
+        "flow": analysis.flow(members, later),
         "mix_and_rate": analysis.mix_and_rate(members, later),
         "findings_by_institution": analysis.findings_by_institution(analysis.findings(later)),
         "reply_times": analysis.reply_times(requests),
@@ -67,8 +69,8 @@ def drawn(ax):
 
 
 def texts(ax):
-    figure = style.root(ax)
-    return [*figure.texts, *ax.texts]
+    """All that is written by hand: title, subtitle, foot, and within the axes and their panels."""
+    return [*style.root(ax).texts, *ax.texts, *(text for panel in ax.child_axes for text in panel.texts)]
 
 
 def test_every_drawing_has_the_name_of_a_summary(summaries):
@@ -216,14 +218,18 @@ def test_curves_of_recovery_equal_the_summary(summaries):
     assert lines["naive"].get_ydata() == pytest.approx(whole["naive"].to_numpy(), nan_ok=True)
 
 
-def test_the_timeline_holds_every_request(summaries):
+def test_the_timeline_has_a_panel_for_each_measure_over_one_time(summaries):
     summary = summaries["run_timeline"]
     ax = plots.run_timeline(summary)
-    in_flight = next(line for line in ax.lines if line.get_label() == "in flight")
-    assert in_flight.get_ydata() == pytest.approx(summary["in_flight"].to_numpy())
-    title, subtitle = (text.get_text() for text in style.root(ax).texts[:2])
-    assert title.startswith(f"{summary.attrs['n']:,} requests in ")
-    assert f"at most {summary['in_flight'].max():,} in flight" in subtitle
+    assert style.root(ax).texts[0].get_text().startswith(f"{summary.attrs['n']:,} requests in ")
+    for panel, name in zip(ax.child_axes, ("sent_per_second", "in_flight", "failed_per_second"), strict=True):
+        (line,) = panel.lines
+        assert line.get_label() == name
+        assert line.get_ydata() == pytest.approx(summary[name].to_numpy())
+        assert panel.get_xlim() == ax.child_axes[0].get_xlim()
+        assert f"at most {summary[name].max():,.0f}" in panel.texts[0].get_text()
+    sent = summary["sent_per_second"].sum() * summary.attrs["span_seconds"]
+    assert sent == pytest.approx(summary.attrs["n"])
 
 
 def test_a_finding_is_only_said_where_its_test_passed(frames):
@@ -238,6 +244,92 @@ def test_a_finding_is_only_said_where_its_test_passed(frames):
     assert "not changed" in style.root(plots.mix_and_rate(same)).texts[0].get_text()
     still = analysis.transitions(members, members)
     assert "Nothing moved" in style.root(plots.transitions(still)).texts[0].get_text()
+
+
+def said(ax):
+    """The title."""
+    return style.root(ax).texts[0].get_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "found"),
+    [
+        ("FAILED", "MX or the bank must act on 50 %"),
+        ("DENIED", "users must act on 50 %"),
+        ("CLOSED", "50 % are over"),
+        ("DELAYED", "50 % wait"),
+        ("ZOMBIE", "50 % have an unknown status"),
+        ("CONNECTED", None),
+    ],
+)
+def test_the_title_names_the_largest_trouble(status, found):
+    members = world(400, seed=1)
+    members["connection_status"] = members["connection_status"].cat.add_categories("ZOMBIE")
+    half = with_status(members, np.ones(400, bool), "CONNECTED")
+    half = with_status(half, np.arange(400) % 2 == 0, status)
+    expected = f"50 % of members are connected; {found}" if found else "100 % of members are connected"
+    for name in ("status_counts", "who_must_act"):
+        assert said(getattr(plots, name)(getattr(analysis, name)(half))) == expected
+
+
+def test_bars_of_what_an_institution_adds_are_its_excess_without_the_rows_of_one_member(summaries):
+    summary = summaries["attributable_share"]
+    summary = summary.assign(excess=np.linspace(30, -3, len(summary)))
+    bars = [bar.get_width() for bar in plots.attributable_share(summary, top=99).patches]
+    assert bars == pytest.approx(summary.loc[summary["excess"] >= 1.5, "excess"].tolist())
+    left_out = ((summary["excess"] > 0) & (summary["excess"] < 1.5)).sum()
+    subtitle = " ".join(
+        text.get_text() for text in style.root(plots.attributable_share(summary, top=99)).texts
+    )
+    assert f"{left_out} more add less" in subtitle
+    small = summary.assign(excess=0.7)
+    assert len(plots.attributable_share(small).patches) > 0
+
+
+def test_cells_and_totals_of_findings_equal_the_summary(summaries):
+    summary = summaries["findings_by_institution"]
+    ax = plots.findings_by_institution(summary)
+    centres = {(round(cell.get_x() + 0.47), round(cell.get_y() + 0.45)) for cell in ax.patches}
+    numbers = {text.get_position(): text.get_text().replace(",", "") for text in ax.texts}
+    assert sum(int(numbers[centre]) for centre in centres) == summary["count"].sum()
+    for place, (rule, part) in enumerate(summary.groupby("rule", sort=False, observed=True)):
+        beside = {text for (_, y), text in numbers.items() if y == place}
+        assert {rule, str(part["count"].sum())} <= beside
+
+
+def test_further_attempts_stand_below_their_endpoint():
+    summary = analysis.reply_times(log())
+    ax = plots.reply_times(summary, width=480)
+    names = [text.get_text() for text in ax.texts if text.get_ha() == "right"]
+    for endpoint in summary["endpoint"].unique():
+        assert names.count(endpoint) == 1
+
+
+def test_a_kind_in_brackets_outlives_a_cut():
+    name = "Sycamore Bank of Cedar County (OAuth)"
+    assert style.cut(name, 9.0, 9) == name
+    short = style.cut(name, 1.5, 9)
+    assert short.startswith("Syc")
+    assert short.endswith("… (OAuth)")
+    assert style.text_width(short, 9) <= 1.5
+    assert style.cut("Bank (" + "x" * 100 + ")", 1.5, 9).endswith("x…")
+
+
+def test_dates_have_no_leading_nought(summaries):
+    ax = plots.status_history(summaries["status_history"])
+    drawn(ax)
+    ticks = [text.get_text() for text in ax.get_xticklabels()]
+    assert any(tick[0].isdigit() for tick in ticks if tick)
+    assert not any(tick.startswith("0") for tick in ticks)
+
+
+def test_ticks_do_not_touch(summaries):
+    for name in ("slow_institutions", "aggregation_latency", "freshness", "reply_times", "time_in_status"):
+        ax = getattr(plots, name)(summaries[name], width=480)
+        drawn(ax)
+        boxes = [text.get_window_extent() for text in ax.get_xticklabels() if text.get_text()]
+        for left, right in itertools.pairwise(boxes):
+            assert left.x1 < right.x0, name
 
 
 @pytest.mark.parametrize(
@@ -284,14 +376,16 @@ def test_names_are_plain_and_short(name):
 def test_labels_keep_their_distance():
     places = style.apart([0.5, 0.5, 0.5, 0.9], 0.1, 0.0, 1.0)
     assert np.diff(sorted(places)).min() >= 0.1 - 1e-9
+    low = style.apart([0.0, 0.0, 0.01], 0.1, 0.03, 1.0)
+    assert low == pytest.approx([0.03, 0.13, 0.23])
     assert min(places) >= 0
     assert max(places) <= 1
 
 
 def test_flow_of_who_must_act_has_a_ribbon_for_each_move(frames):
     members, later, _ = frames
-    summary = analysis.transitions(members, later, by_who=True)
-    ax = plots.transitions(summary)
-    assert len(ax.collections) == len(summary)
-    drawn(ax)
-    drawn(plots.transitions(summary, width=480))
+    summary = analysis.flow(members, later)
+    ax = plots.flow(summary)
+    outlines = [ribbon.get_paths()[0].vertices for ribbon in ax.collections]
+    wide = [np.ptp(outline[outline[:, 0] == 0, 1]) for outline in outlines]
+    assert sorted(wide) == pytest.approx(sorted(summary["count"] / summary["count"].sum()))

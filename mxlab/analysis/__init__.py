@@ -1,7 +1,7 @@
 """Frame → summary frame. Pure: no network, no clock, no drawing."""
 
 from mxlab.analysis.ages import freshness, freshness_shares
-from mxlab.analysis.change import member_changes, mix_and_rate, transitions
+from mxlab.analysis.change import flow, member_changes, mix_and_rate, transitions
 from mxlab.analysis.history import status_history, time_in_status, time_to_recover
 from mxlab.analysis.institutions import (
     attributable_share,
@@ -26,6 +26,7 @@ __all__ = [
     "evidence_pack",
     "findings",
     "findings_by_institution",
+    "flow",
     "freshness",
     "freshness_shares",
     "incident",

@@ -1,6 +1,6 @@
 """What moved between two snapshots, and what only seems to have."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,6 @@ def transitions(
     before: pd.DataFrame,
     after: pd.DataFrame,
     *,
-    by_who: bool = False,
     fdr: float = 0.05,
     coverage: Coverage | None = None,
 ) -> pd.DataFrame:
@@ -118,8 +117,6 @@ def transitions(
     ----------
     before, after
         As `member_changes` takes them; only members in both count.
-    by_who
-        Between answers to "who must act" instead of statuses.
     fdr
         False-discovery rate over all pairs.
     coverage
@@ -148,11 +145,44 @@ def transitions(
     A. H. Bowker, J. Am. Stat. Assoc. 43 (1948) 572, doi:10.1080/01621459.1948.10483284. Statuses come and go
     in a fleet where nothing happens; a change is what does not balance.
     """
-    sides = _sides(before, after, "transitions")
+    return _moves(_sides(before, after, "transitions"), "connection_status", STATUSES, fdr, coverage)
+
+
+def flow(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    fdr: float = 0.05,
+    coverage: Coverage | None = None,
+) -> pd.DataFrame:
+    """How many members moved from each answer to "who must act" to each other, against as many moving back.
+
+    Parameters
+    ----------
+    before, after, fdr, coverage
+        As `transitions` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `transitions`, with ``from_who`` and ``to_who`` in the place of the statuses; the same ``attrs``.
+    """
+    frame = _moves(_sides(before, after, "flow"), "who_must_act", WHO_MUST_ACT, fdr, coverage)
+    return frame.rename(columns={"from_status": "from_who", "to_status": "to_who"})
+
+
+def _moves(
+    sides: list[pd.DataFrame],
+    column: str,
+    known: Iterable[str],
+    fdr: float,
+    coverage: Coverage | None,
+) -> pd.DataFrame:
+    """How many members in both sides moved from each word of a column to each other."""
     at = _matched(*sides)
     at = at[:, (at >= 0).all(axis=0)]
-    found, number = _words(sides, at, "who_must_act" if by_who else "connection_status", NO_STATUS)
-    order = {str(name): place for place, name in enumerate(WHO_MUST_ACT if by_who else STATUSES)}
+    found, number = _words(sides, at, column, NO_STATUS)
+    order = {str(name): place for place, name in enumerate(known)}
     used = np.flatnonzero(np.bincount(number.ravel(), minlength=len(found)))
     words = sorted((found[i] for i in used), key=lambda word: (order.get(word, len(order)), word))
     place = np.zeros(len(found), np.int64)
@@ -188,7 +218,6 @@ def transitions(
         "n_moved": moved,
         "p_value": whole,
         "is_change": whole <= fdr,
-        "by_who": by_who,
         "coverage": described(coverage),
     }
     return frame

@@ -1,7 +1,7 @@
 """Summary frame → matplotlib Axes. Pure; a drawing has the name of the summary it draws."""
 
 from mxlab.plots.ages import freshness
-from mxlab.plots.change import mix_and_rate, transitions
+from mxlab.plots.change import flow, mix_and_rate, transitions
 from mxlab.plots.history import status_history, time_in_status, time_to_recover
 from mxlab.plots.institutions import attributable_share, institution_funnel, outage_scan
 from mxlab.plots.latency import aggregation_latency, latency_quantiles, slow_institutions
@@ -14,6 +14,7 @@ __all__ = [
     "aggregation_latency",
     "attributable_share",
     "findings_by_institution",
+    "flow",
     "freshness",
     "institution_funnel",
     "latency_quantiles",

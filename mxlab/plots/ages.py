@@ -57,20 +57,12 @@ def freshness(
     ax.plot(seconds, summary["share"], color=theme.who["nobody"], linewidth=2.6, label="share")
     limit = attrs["within_seconds"]
     ax.axvline(limit, color=theme.muted, linewidth=0.9, dashes=(4, 3))
-    words(ax, limit, 0.03, f" {span}", transform=ax.get_xaxis_transform(), color=theme.muted, size=SMALL)
+    style.note(ax, span, (limit, 0), xytext=(4, 7), va="center", color=theme.muted, size=SMALL)
     ax.plot([limit], [within["share"]], "o", color=theme.who["nobody"], markersize=6.5, zorder=5)
     text = f"{style.percent(within['share'])} ({within['low'] * 100:.0f}–{within['high'] * 100:.0f} %)"
-    style.note(
-        ax,
-        text,
-        (limit, within["share"]),
-        xytext=(-9, 5),
-        ha="right",
-        va="center",
-        size=LABEL,
-        weight="bold",
-        color=theme.ink,
-    )
+    beside = (8, -20 if within["share"] > 0.2 else 14)  # below, where a curve that only rises is not
+    look = {"size": LABEL, "weight": "bold", "color": theme.ink, "va": "center"}
+    style.note(ax, text, (limit, within["share"]), xytext=beside, **look)
     never = attrs["n_never"]
     if never:
         text = f"{style.percent(never / known)}\nnever"

@@ -1,5 +1,6 @@
 """Drawings of change between two snapshots."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def transitions(
     width: int = 800,
     dark: bool = False,
 ) -> Axes:
-    """Moves from status to status as a matrix, what does not balance framed; of who must act, as a flow.
+    """Moves from status to status as a matrix, what does not balance framed; as bars where a matrix has no room.
 
     Parameters
     ----------
@@ -33,29 +34,18 @@ def transitions(
     width, dark
         Of the new figure: pixels; on dark paper.
     """
-    order = [str(word) for word in (WHO_MUST_ACT if summary.attrs.get("by_who") else STATUSES)]
-    seen = set(summary["from_status"]) | set(summary["to_status"])
-    names = [word for word in order if word in seen] + sorted(seen - {*order})
-    flow = bool(summary.attrs.get("by_who"))
-    height = 420 if flow else 230 + 25 * max(len(names), 4)
-    ax, theme = style.axes(ax, width=width, height=height, dark=dark)
-    changes = summary.loc[summary["is_change"]].sort_values("count", ascending=False)
-    headline = "Nothing moved beyond the usual coming and going"
-    if len(changes):
-        first = changes.iloc[0]
-        headline = f"{style.counted(int(first['count']), 'member')} moved from {_word(first['from_status'])} to {_word(first['to_status'])}"
-    n, moved = summary.attrs.get("n", 0), summary.attrs.get("n_moved", 0)
-    sizes = f"{n:,} in both, {moved:,} moved"
-    subtitle = (
-        f"Members by status before (row) and after (column), {sizes}; framed or bold: more than come back"
+    names = _seen(summary, "status", STATUSES)
+    ax, theme = style.axes(ax, width=width, height=230 + 25 * max(len(names), 4), dark=dark)
+    matrix = not names or style.inches(ax)[0] / len(names) >= 0.28
+    what = (
+        "Members by status before (row) and after (column); framed"
+        if matrix
+        else "Members by status before → after; bold"
     )
-    if flow:
-        subtitle = f"Who had to act before (left) and after (right), {sizes}"
-    top = style.title(ax, title or headline, subtitle)
-    if names and flow:
-        _flow(ax, summary, names, top)
-        return ax
-    if names and style.inches(ax)[0] / len(names) < 0.28:
+    top = style.title(
+        ax, title or _moved(summary, "status"), f"{what}: more than come back. {_sizes(summary)}"
+    )
+    if not matrix:
         _moves(ax, summary, top)
         return ax
     left = max([style.text_width(_word(name), LABEL) for name in names], default=1.0)
@@ -80,7 +70,7 @@ def transitions(
         dark_cell = part > 0.6
         colour = theme.muted if same else (theme.paper if dark_cell else theme.ink)
         weight = "bold" if row["is_change"] else "normal"
-        fits = style.text_width(f"{row['count']:,}", SMALL) < _cell(ax, len(names)) * 0.98
+        fits = style.text_width(f"{row['count']:,}", SMALL) < 0.98 * style.wide(ax) / len(names)
         words(
             ax,
             x,
@@ -113,6 +103,91 @@ def transitions(
     ax.set_xticks([])
     ax.set_yticks([])
     return ax
+
+
+def flow(
+    summary: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: int = 800,
+    dark: bool = False,
+) -> Axes:
+    """A ribbon from who had to act before to who must act now, as wide as the members in it; those who stayed are pale.
+
+    Parameters
+    ----------
+    summary
+        What `mxlab.analysis.flow` gives.
+    ax, title, width, dark
+        As `transitions` takes them.
+    """
+    names = _seen(summary, "who", [str(who) for who in WHO_MUST_ACT])
+    ax, theme = style.axes(ax, width=width, height=430, dark=dark)
+    subtitle = f"Who had to act before (left) and who must now (right); pale: no change. {_sizes(summary)}"
+    top = style.title(ax, title or _moved(summary, "who"), subtitle)
+    labels = [f"{_word(name)} 100 %" for name in names]
+    room = style.end_room(labels)
+    style.margins(ax, left=room, right=room, top=top + 0.15, bottom=0.2)
+    if not names:
+        style.nothing(ax, "no member in both")
+        return ax
+    share = np.zeros((len(names), len(names)))
+    for row in summary.to_dict("records"):
+        share[names.index(row["from_who"]), names.index(row["to_who"])] = row["count"]
+    share /= share.sum()
+    gap = 0.015
+    ends = [share.sum(axis=1), share.sum(axis=0)]
+    starts = [np.cumsum(part + gap) - part - gap for part in ends]
+    cursor = [start.copy() for start in starts]
+    x = np.linspace(0, 1, 60)
+    bend = x * x * (3 - 2 * x)
+    for i, name in enumerate(names):
+        for j in np.flatnonzero(share[i]):
+            left, right, wide = cursor[0][i], cursor[1][j], share[i, j]
+            low = left + (right - left) * bend
+            alpha = 0.22 if i == j else 0.75
+            ax.fill_between(x, low, low + wide, color=theme.who[_who(name)], alpha=alpha, linewidth=0)
+            cursor[0][i], cursor[1][j] = left + wide, right + wide
+    tall = 1 + gap * len(names)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(tall, 0)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for on_left, start, part in ((True, starts[0], ends[0]), (False, starts[1], ends[1])):
+        middles = zip(names, start + part / 2, part, strict=True)
+        said = [
+            (float(middle), f"{_word(name)} {style.percent(float(size))}", theme.label[_who(name)])
+            for name, middle, size in middles
+            if size
+        ]
+        style.end_words(ax, said, on_left=on_left)
+    return ax
+
+
+def _seen(summary: pd.DataFrame, kind: str, known: Collection[str]) -> list[str]:
+    """The words of a summary of moves, in the order of charts, unknown ones last."""
+    seen = set(summary[f"from_{kind}"]) | set(summary[f"to_{kind}"])
+    return [word for word in known if word in seen] + sorted(seen - {*known})
+
+
+def _moved(summary: pd.DataFrame, kind: str) -> str:
+    """The largest move that does not balance, as a sentence."""
+    changes = summary.loc[summary["is_change"]].sort_values("count", ascending=False)
+    if changes.empty:
+        return "Nothing moved beyond the usual coming and going"
+    first = changes.iloc[0]
+    ends = " to ".join(
+        f"“{_word(word)}”" if kind == "who" else word for word in (first[f"from_{kind}"], first[f"to_{kind}"])
+    )
+    return f"{style.counted(int(first['count']), 'member')} moved from {ends}"
+
+
+def _sizes(summary: pd.DataFrame) -> str:
+    """How many moved, as a sentence."""
+    return (
+        f"{summary.attrs.get('n_moved', 0):,} of {style.counted(summary.attrs.get('n', 0), 'member')} moved"
+    )
 
 
 def mix_and_rate(
@@ -179,51 +254,13 @@ def mix_and_rate(
             color=theme.ink,
         )
     ends = np.array([[row.get("low", row["value"]), row.get("high", row["value"]), 0.0] for row in every])
-    room = 0.5 / (float(ax.get_position().width) * style.inches(ax)[0])
+    room = 0.5 / style.wide(ax)
     pad = max(float(np.ptp(ends)), 1e-3) * room / (1 - 2 * room)
     ax.set_xlim(float(ends.min()) - pad, float(ends.max()) + pad)
     ax.axvline(0, color=theme.muted, linewidth=0.9)
     ax.axhline(len(rows) - 0.5, color=theme.grid, linewidth=0.9)
     ax.set_xticks([])
     return ax
-
-
-def _flow(ax: Axes, summary: pd.DataFrame, names: list[str], top: float) -> None:
-    """Ribbons from before to after, as wide as the members in them; those who stayed are pale."""
-    theme = style.theme_of(ax)
-    matrix = summary.pivot_table(index="from_status", columns="to_status", values="count", aggfunc="sum")
-    counts = matrix.reindex(index=names, columns=names).fillna(0).to_numpy(dtype=np.float64)
-    share, gap = counts / max(counts.sum(), 1), 0.015
-    ends = [share.sum(axis=1), share.sum(axis=0)]
-    starts = [np.cumsum(part + gap) - part - gap for part in ends]
-    cursor = [start.copy() for start in starts]
-    x = np.linspace(0, 1, 60)
-    bend = x * x * (3 - 2 * x)
-    for i, name in enumerate(names):
-        for j in np.flatnonzero(share[i]):
-            left, right, wide = cursor[0][i], cursor[1][j], share[i, j]
-            low = left + (right - left) * bend
-            colour = theme.who[_who(name)]
-            ax.fill_between(x, low, low + wide, color=colour, alpha=0.22 if i == j else 0.75, linewidth=0)
-            cursor[0][i], cursor[1][j] = left + wide, right + wide
-    room = (
-        max(style.text_width(f"{_word(name)} 100 %", SMALL, bold=True) for name in names) + style.EDGE + 0.12
-    )
-    style.margins(ax, left=room, right=room, top=top + 0.15, bottom=0.05)
-    tall = 1 + gap * len(names)
-    least = tall * 0.16 / (float(ax.get_position().height) * style.inches(ax)[1])
-    for side, (start, part) in enumerate(zip(starts, ends, strict=True)):
-        places = style.apart((start + part / 2).tolist(), least, 0.0, tall)
-        for name, place, size in zip(names, places, part, strict=True):
-            if not size:
-                continue
-            text = f"{_word(name)} {style.percent(float(size))}"
-            look = {"size": SMALL, "weight": "bold", "color": theme.label[_who(name)]}
-            words(ax, (-0.012, 1.012)[side], place, text, ha=("right", "left")[side], **look)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(tall, 0)
-    ax.set_xticks([])
-    ax.set_yticks([])
 
 
 def _moves(ax: Axes, summary: pd.DataFrame, top: float, most: int = 15) -> None:
@@ -278,10 +315,6 @@ def _who(name: str) -> str:
     if name in WHO_WORDS:
         return name
     return who_must_act(None if name == "no status" else name)
-
-
-def _cell(ax: Axes, n: int) -> float:
-    return float(ax.get_position().width) * style.inches(ax)[0] / max(n, 1)
 
 
 def _short(count: int) -> str:

@@ -7,7 +7,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
 from mxlab.nexus.status import WHO_MUST_ACT, who_must_act
 from mxlab.plots import style
-from mxlab.plots.style import SMALL, WHO_WORDS, words
+from mxlab.plots.style import SMALL, WHO_WORDS
 
 
 def status_history(
@@ -39,45 +39,44 @@ def status_history(
     subtitle = f"Who must act, share of members in {style.counted(runs, 'run')}, {members}; bands: 95 %"
     top = style.title(ax, title or _headline(summary), subtitle)
     shown = [who for who in WHO_MUST_ACT if summary.loc[summary["who_must_act"] == who, "count"].sum()]
-    labels = {who: WHO_WORDS[who] for who in shown}
-    room = max([style.text_width(f"{word} 100 %", SMALL, bold=True) for word in labels.values()], default=0.5)
-    style.margins(ax, left=0.68, right=room + 0.3, top=top + 0.2)
+    last = summary.drop_duplicates("who_must_act", keep="last").set_index("who_must_act")["share"]
+    labels = {who: f"{WHO_WORDS[who]} {style.percent(float(last[who]))}" for who in shown}
+    style.margins(ax, left=0.68, right=style.end_room(list(labels.values())), top=top + 0.2)
     if not shown:
         style.nothing(ax, "no run with a member")
         return ax
-    ends = []
     for who in shown:
         part = summary.loc[summary["who_must_act"] == who]
         at = part["seen_at"].dt.tz_localize(None)
         ax.fill_between(at, part["low"], part["high"], color=theme.who[who], alpha=0.18, linewidth=0)
         ax.plot(at, part["share"], "o-", color=theme.who[who], linewidth=2.2, markersize=4, label=who)
-        ends.append(float(part["share"].iloc[-1]))
     ax.set_ylim(0, min(1.0, float(summary["high"].max()) * 1.04))
     style.share_axis(ax, "y", ax.get_ylim()[1])
     style.grid(ax, "y")
+    _date_axis(ax)
+    style.end_words(ax, [(float(last[who]), text, theme.label[who]) for who, text in labels.items()])
+    return ax
+
+
+class _Dates(ConciseDateFormatter):
+    """Dates as people write them, 3 Nov and not 03 Nov, by means that every platform has."""
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        """The words of all ticks."""
+        texts: list[str] = super().format_ticks(values)  # type: ignore[no-untyped-call]
+        return [text.removeprefix("0") if " " in text else text for text in texts]
+
+
+def _date_axis(ax: Axes) -> None:
     locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))  # type: ignore[no-untyped-call]
-    ax.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
+    formatter = _Dates(  # type: ignore[no-untyped-call]
         locator,
         formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S s"],
         zero_formats=["", "%Y", "%d %b", "%d %b", "%H:%M", "%H:%M"],
         show_offset=False,
     )
+    ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(formatter)
-    high = ax.get_ylim()[1]
-    least = high * 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
-    for who, end, place in zip(shown, ends, style.apart(ends, least, 0.01 * high, high), strict=True):
-        words(
-            ax,
-            1.015,
-            place,
-            f"{labels[who]} {style.percent(end)}",
-            transform=ax.get_yaxis_transform(),
-            color=theme.label[who],
-            weight="bold",
-            size=SMALL,
-        )
-    return ax
 
 
 def _headline(summary: pd.DataFrame) -> str:
@@ -110,11 +109,7 @@ def time_in_status(
         As `status_history` takes them.
     """
     known = summary.loc[summary["p50"].notna()]
-    left_out = len(summary) - len(known)
-    more = (
-        f"; {left_out} more {'status has' if left_out == 1 else 'statuses have'} too few" if left_out else ""
-    )
-    subtitle = f"Median (dot, 95 % interval) to 90 % point (bar's end) of episodes whose beginning was seen; n: episodes{more}"
+    subtitle = "Median (dot, 95 % interval) to 90 % point (bar's end) of episodes seen to begin, where 20 or more ended"
     ax, theme = style.rows(
         ax,
         [WHO_WORDS.get(status, status) for status in known["status"]],
@@ -123,25 +118,14 @@ def time_in_status(
         width=width,
         dark=dark,
         beside=[f"{n:,}" for n in known["n"]],
-        over="n",
+        over="episodes",
         empty="no status with a median: it takes several runs and 20 ended episodes",
     )
     if known.empty:
         return ax
-    far = known[["p90", "p50_high", "p50"]].max(axis=1)
-    for place, (row, end) in enumerate(zip(known.to_dict("records"), far, strict=True)):
-        status = row["status"]
-        colour = theme.who[status if status in WHO_WORDS else who_must_act(status)]
-        if row["p90"] == row["p90"]:
-            ax.barh(place, row["p90"] - row["p50"], left=row["p50"], height=0.34, color=colour, alpha=0.35)
-        ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=colour, linewidth=1.8)
-        ax.plot([row["p50"]], [place], "o", color=colour, markersize=6)
-        both = row["p90"] == row["p90"]
-        said = " to ".join(style.duration(row[each]) for each in ("p50", *["p90"] * both))
-        style.note(ax, said, (end, place), xytext=(6, 0), va="center", size=SMALL, color=theme.ink)
-    first = float(known[["p50_low", "p50"]].min(axis=1).min())
-    style.time_axis(ax, first / 1.3, float(far.max()) * 2)
-    style.grid(ax, "x")
+    rows = known.to_dict("records")
+    acts = [status if status in WHO_WORDS else who_must_act(status) for status in known["status"]]
+    style.spans(ax, rows, [theme.who[who] for who in acts])
     return ax
 
 
@@ -178,8 +162,7 @@ def time_to_recover(
         name: f"{WHO_WORDS.get(name, style.cut(name, 1.2, SMALL))}, n {quantiles.get(name, {}).get('n', 0):,}"
         for name in groups
     }
-    room = max([style.text_width(text, SMALL, bold=True) for text in labels.values()], default=0.5)
-    style.margins(ax, left=0.68, right=room + 0.3, top=top + 0.2)
+    style.margins(ax, left=0.68, right=style.end_room(list(labels.values())), top=top + 0.2)
     if not groups:
         style.nothing(ax, "no episode whose beginning was seen: it takes several runs")
         return ax
@@ -193,14 +176,10 @@ def time_to_recover(
             ax.plot(seconds, part["naive"], color=theme.muted, linewidth=1.1, dashes=(4, 3), label="naive")
         thick = 2.6 if name == "all" else 1.6
         ax.plot(seconds, part["share"], color=colour, linewidth=thick, label=name)
-        ends.append(float(part["share"].iloc[-1]))
+        ends.append((float(part["share"].iloc[-1]), labels[name], theme.label.get(name, theme.ink)))
     style.time_axis(ax, max(float(summary["seconds"].min()), 60.0), float(summary["seconds"].max()))
     ax.set_ylim(0, 1.02)
     style.share_axis(ax, "y")
     style.grid(ax, "y")
-    least = 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
-    for name, place in zip(groups, style.apart(ends, least, 0.02, 1.0), strict=True):
-        colour = theme.label.get(name, theme.ink)
-        look = {"color": colour, "size": SMALL, "weight": "bold"}
-        words(ax, 1.015, place, labels[name], transform=ax.get_yaxis_transform(), **look)
+    style.end_words(ax, ends)
     return ax

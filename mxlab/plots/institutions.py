@@ -1,5 +1,7 @@
 """Drawings of institutions against each other and against their past."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -32,20 +34,13 @@ def institution_funnel(
     by = summary.attrs.get("by", "institution")
     outside = summary.loc[summary["is_outside"]]
     worse = outside.loc[outside["share"] > (summary.attrs.get("fleet_share") or 0)]
-    plain = "No institution stands out from the others"
-    headline = (
-        f"{style.counted(len(worse), 'institution')} wait for MX or the bank more than chance explains"
-        if len(worse)
-        else plain
-    )
-    headline = (
-        f"{worse[by].iloc[0]} waits for MX or the bank more than chance explains"
-        if len(worse) == 1
-        else headline
-    )
-    subtitle = "Share of members waiting for MX or the bank by size of institution; lines: where 95 % and 99.8 % would lie"
+    headline = "No institution stands out from the others"
+    if len(worse):
+        who = f"{worse[by].iloc[0]} waits" if len(worse) == 1 else f"{len(worse)} institutions wait"
+        headline = f"{who} for MX or the bank beyond chance"
+    subtitle = "Share of members waiting for MX or the bank by size of institution; dashed: where 95 % would lie by chance, dotted: 99.8 %; line: all"
     top = style.title(ax, title or headline, subtitle)
-    style.margins(ax, left=0.68, right=0.3, top=top + 0.2)
+    style.margins(ax, left=0.68, right=0.4, top=top + 0.2)
     if summary.empty:
         style.nothing(ax, "no institution")
         return ax
@@ -54,29 +49,19 @@ def institution_funnel(
         for side in ("low", "high"):
             ax.plot(limits["n"], limits[f"{side}_{name}"], color=theme.muted, linewidth=1, dashes=dashes)
     ax.axhline(summary.attrs["fleet_share"], color=theme.muted, linewidth=0.9)
+    look: dict[str, Any] = {"linewidth": 0, "clip_on": False}
     inside = summary.loc[~summary["is_outside"]]
     ax.plot(
-        inside["n"],
-        inside["share"],
-        "o",
-        color=theme.muted,
-        markersize=4,
-        alpha=0.5,
-        linewidth=0,
-        label="inside",
+        inside["n"], inside["share"], "o", color=theme.muted, markersize=4, alpha=0.5, label="inside", **look
     )
-    ax.plot(
-        outside["n"], outside["share"], "o", color=theme.who["mx"], markersize=6, linewidth=0, label="outside"
-    )
-    last = (
-        float(max(summary["share"].quantile(0.995), outside["share"].max() if len(outside) else 0, 0.02))
-        * 1.15
-    )
+    ax.plot(outside["n"], outside["share"], "o", color=theme.who["mx"], markersize=6, label="outside", **look)
+    far = [summary["share"].quantile(0.995), outside["share"].max() if len(outside) else 0, 0.02]
+    last = min(1.15 * float(max(far)), 1.0)
     ax.set_xscale("log")
     ax.set_xlim(max(float(summary["n"].min()) * 0.9, 0.9), float(summary["n"].max()) * 1.6)
-    ax.set_ylim(0, min(last, 1.02))
-    style.share_axis(ax, "y", min(last, 1.0))
-    style.count_axis(ax, "x")
+    ax.set_ylim(0, last)
+    style.share_axis(ax, "y", last)
+    style.count_axis(ax, "x", unit="members")
     style.grid(ax, "y")
     for row in outside.head(8).to_dict("records"):
         text = style.cut(row[by], 1.8, SMALL, bold=True)
@@ -171,16 +156,17 @@ def attributable_share(
         How many are drawn, the costliest.
     """
     by = summary.attrs.get("by", "institution")
-    shown = summary.loc[summary["excess"] > 0].head(top)
+    above = summary.loc[summary["excess"] > 0]
+    shown = above.loc[above["excess"] >= min(1.5, above["excess"].max())].head(top)
     sure = shown.loc[shown["excess_low"] > 0]
     headline = "What each institution adds to members waiting for MX or the bank"
     if len(sure):
         first = sure.iloc[0]
         fleet, without = (style.percent(first[name]) for name in ("fleet_share", "fleet_share_without"))
         headline = f"With {first[by]} like the rest, {without} would wait for MX or the bank, not {fleet}"
-    subtitle = (
-        "Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals"
-    )
+    rest = len(above) - len(shown)
+    more = f"; {rest:,} more add less" if rest else ""
+    subtitle = f"Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals{more}"
     ax, theme = style.rows(
         ax,
         shown[by].tolist(),
@@ -196,7 +182,7 @@ def attributable_share(
     if shown.empty:
         return ax
     for place, row in enumerate(shown.to_dict("records")):
-        colour = theme.who["mx"] if row["excess_low"] > 0 else theme.grid
+        colour = theme.who["mx"] if row["excess_low"] > 0 else theme.muted
         ax.barh(place, row["excess"], height=0.66, color=colour)
         ax.plot([row["excess_low"], row["excess_high"]], [place, place], color=theme.ink, linewidth=0.9)
         style.note(

@@ -106,7 +106,7 @@ def _mark(ax: Axes, mark: Row) -> None:
     ax.plot([mark["seconds"]], [mark["share"]], "o", color=theme.who["nobody"], markersize=6.5, zorder=5)
     plain = f"{mark['word']} {style.duration(mark['seconds'])}"
     whole = f"{plain} {style.between(mark['low'], mark['high'], mark['seconds'])}".strip()
-    room = _x(ax, mark["seconds"]) * _width(ax) - 0.15
+    room = _x(ax, mark["seconds"]) * style.wide(ax) - 0.15
     tries = ((whole, LABEL), (whole, SMALL), (plain, LABEL))
     fits = [(text, size) for text, size in tries if style.text_width(text, size, bold=True) <= room]
     text, size = fits[0] if fits else (whole, SMALL)
@@ -124,7 +124,7 @@ def _naive_words(ax: Axes, summary: pd.DataFrame) -> None:
         return
     at = (float(summary["seconds"].iloc[place]), float(naive[place]))
     looks = {"size": SMALL, "color": theme.muted, "linespacing": 1.3}
-    room = (1 - _x(ax, at[0])) * _width(ax) - 0.45
+    room = (1 - _x(ax, at[0])) * style.wide(ax) - 0.45
     if room >= style.text_width("(what a simple poll reports)", SMALL):
         line = {"arrowstyle": "-", "color": theme.muted, "linewidth": 0.7, "relpos": (0, 0.75)}
         style.note(ax, text, at, xytext=(26, -16), va="center", arrowprops=line, **looks)
@@ -156,10 +156,6 @@ def _x(ax: Axes, seconds: float) -> float:
     return float((np.log(seconds) - low) / (high - low))
 
 
-def _width(ax: Axes) -> float:
-    return float(ax.get_position().width) * style.inches(ax)[0]
-
-
 def latency_quantiles(
     summary: pd.DataFrame,
     ax: Axes | None = None,
@@ -183,8 +179,8 @@ def latency_quantiles(
     known = summary.loc[summary["p50"].notna()].head(top).sort_values("p50", ascending=False)
     by = summary.attrs.get("by") or "all"
     rest = len(summary) - len(known)
-    more = f"; {rest:,} smaller or without a median not shown" if rest else ""
-    subtitle = f"Median (dot, with 95 % interval) to 90 % point (bar's end) by {by}{more}"
+    more = f"; {rest:,} smaller ones or without a median left out" if rest else ""
+    subtitle = f"Median (dot, 95 % interval) to 90 % point (bar's end) by {by}{more}"
     ax, theme = style.rows(
         ax,
         known["group"].tolist(),
@@ -198,37 +194,7 @@ def latency_quantiles(
     )
     if known.empty:
         return ax
-    far = known[["p90", "p50_high", "p50"]].max(axis=1)
-    first = float(known[["p50_low", "p50"]].min(axis=1).min())
-    wide = _width(ax) > 3.5
-    for place, (row, end) in enumerate(zip(known.to_dict("records"), far, strict=True)):
-        if row["p90"] == row["p90"]:
-            ax.barh(
-                place,
-                row["p90"] - row["p50"],
-                left=row["p50"],
-                height=0.34,
-                color=theme.who["nobody"],
-                alpha=0.3,
-            )
-        ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=theme.who["nobody"], linewidth=1.8)
-        ax.plot([row["p50"]], [place], "o", color=theme.who["nobody"], markersize=6)
-        said = style.duration(row["p50"])
-        if wide and row["p90"] == row["p90"]:
-            said += f" to {style.duration(row['p90'])}"
-        style.note(
-            ax,
-            said,
-            (end, place),
-            xytext=(6, 0),
-            va="center",
-            size=SMALL,
-            color=theme.ink,
-        )
-    room = 1.15 if wide else 0.5  # inches for the words beside the longest bar
-    span = float(np.log(far.max() / first)) / max(1 - room / _width(ax), 0.2)
-    style.time_axis(ax, first / 1.15, first * float(np.exp(span)))
-    style.grid(ax, "x")
+    style.spans(ax, known.to_dict("records"), [theme.who["nobody"]] * len(known))
     return ax
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mxlab.plots import style
-from mxlab.plots.style import SMALL, words
 
 #: The words of the ends, by outcome and who must act.
 _WORDS = {
@@ -49,8 +48,8 @@ def outcomes_over_time(
     subtitle = f"Where started aggregations are, by time since the kick-off (cumulative incidence, {style.counted(n, 'member')})"
     top = style.title(ax, title or _headline(ends), subtitle)
     labels = [f"{end['word']} {style.percent(end['share'][-1])}" for end in ends]
-    room = max([style.text_width(text, SMALL, bold=True) for text in [*labels, "still running 99 %"]])
-    style.margins(ax, left=0.68, right=room + 0.28, top=top + 0.2)
+    room = style.end_room([*labels, "still running 99 %"])
+    style.margins(ax, left=0.68, right=room, top=top + 0.2)
     if not ends:
         style.nothing(ax, "no aggregation was started")
         return ax
@@ -68,7 +67,7 @@ def outcomes_over_time(
         area.set_label(end["word"])
         ax.plot(seconds, ceiling, color=theme.paper, linewidth=1.1)
         floor = ceiling
-    _end_labels(ax, ends, labels, seconds)
+    style.end_words(ax, _ends_in_words(ax, ends, labels, seconds))
     return ax
 
 
@@ -103,29 +102,17 @@ def _headline(ends: list[dict[str, Any]]) -> str:
     )
 
 
-def _end_labels(
+def _ends_in_words(
     ax: Axes, ends: list[dict[str, Any]], labels: list[str], seconds: np.ndarray[Any, Any]
-) -> None:
-    """The word of each area at its right edge, in its colour, none over another."""
-    theme = style.theme_of(ax)
+) -> list[tuple[float, str, str]]:
+    """The middle of each area at its right edge, its word and its colour; the last is what still runs."""
     at = [float(np.interp(ax.get_xlim()[1], seconds[1:], end["share"])) for end in ends]
     tops = np.cumsum(at)
-    places = [float(top - share / 2) for top, share in zip(tops, at, strict=True)]
+    found = [
+        (float(top - share / 2), text, end["label"])
+        for top, share, text, end in zip(tops, at, labels, ends, strict=True)
+    ]
     running = 1 - float(tops[-1])
-    colours = [end["label"] for end in ends]
     if running >= 0.0005:
-        places, labels = [*places, 1 - running / 2], [*labels, f"still running {style.percent(running)}"]
-        colours = [*colours, theme.muted]
-    least = 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
-    for place, text, colour in zip(style.apart(places, least, 0.02, 0.99), labels, colours, strict=True):
-        weight = "normal" if colour == theme.muted else "bold"
-        words(
-            ax,
-            1.015,
-            place,
-            text,
-            transform=ax.get_yaxis_transform(),
-            color=colour,
-            weight=weight,
-            size=SMALL,
-        )
+        found.append((1 - running / 2, f"still running {style.percent(running)}", style.theme_of(ax).muted))
+    return found

@@ -45,8 +45,9 @@ def findings_by_institution(
         )
     top = style.title(ax, title or headline, "Findings by rule, gravest first, and institution; bold: errors")
     bold = set(summary.loc[summary["severity"] == "error", "rule"])
-    room = 0.95
-    style.name_rows(ax, rules, bold=bold, top=top + room, right=0.62, part=0.4)
+    shown = [style.cut(bank, 1.9, SMALL) for bank in banks]
+    slant = [style.text_width(bank, SMALL) * 0.72 for bank in shown]
+    style.name_rows(ax, rules, bold=bold, top=top + max(slant, default=0.5) + 0.25, right=0.8, part=0.4)
     if not rules:
         style.nothing(ax, "no findings")
         return ax
@@ -68,20 +69,16 @@ def findings_by_institution(
             size=SMALL - 0.5,
             color=theme.paper if part > 0.75 else theme.ink,
         )
-    for x, bank in enumerate(banks):
-        text = style.cut(bank, 1.15, SMALL)
-        words(
-            ax,
-            x - 0.2,
-            1.01,
-            text,
-            transform=ax.get_xaxis_transform(),
-            va="bottom",
-            rotation=45,
-            rotation_mode="anchor",
-            size=SMALL,
-            color=theme.ink,
-        )
+    above = {"transform": ax.get_xaxis_transform(), "size": SMALL, "color": theme.ink}
+    slanted = {"va": "bottom", "rotation": 45, "rotation_mode": "anchor"}
+    for x, bank in enumerate(shown):
+        words(ax, x - 0.2, 1.01, bank, **above, **slanted)
+    whole = summary.groupby("rule", observed=True)["count"].sum()
+    beside = {"transform": ax.get_yaxis_transform(), "ha": "right", "size": SMALL, "color": theme.muted}
+    at = 1 + 0.6 / style.wide(ax)
+    for y, rule in enumerate(rules):
+        words(ax, at, y, f"{whole[rule]:,}", **beside)
+    words(ax, at, -0.85, "records", **beside)
     ax.set_xlim(-0.55, len(banks) - 0.45)
     ax.set_xticks([])
     return ax

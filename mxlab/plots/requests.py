@@ -30,9 +30,10 @@ def reply_times(
     """
     shown = summary.loc[summary["p50"].notna()]
     again = shown["attempt"].to_numpy() > 1
+    same = shown["endpoint"].duplicated()
     names = [
-        f"{endpoint}, attempt {attempt}" if attempt > 1 else str(endpoint)
-        for endpoint, attempt in zip(shown["endpoint"], shown["attempt"], strict=True)
+        f"attempt {attempt}" if below else f"{endpoint}, attempt {attempt}" if attempt > 1 else str(endpoint)
+        for endpoint, attempt, below in zip(shown["endpoint"], shown["attempt"], same, strict=True)
     ]
     headline = "How fast replies come"
     if len(shown):
@@ -103,7 +104,8 @@ def request_failures(
     for place, row in enumerate(shown.to_dict("records")):
         ax.barh(place, row["count"], height=0.66, color=theme.muted)
         text = f"{row['count']:,}  ({style.percent(row['share'])})"
-        text += f", {row['sent_again']:,} sent again" if style.inches(ax)[0] >= 6 else ""
+        again = row["sent_again"] and style.inches(ax)[0] >= 6
+        text += f", {row['sent_again']:,} sent again" if again else ""
         style.note(ax, text, (row["count"], place), xytext=(6, 0), va="center", size=SMALL, color=theme.ink)
     ax.set_xlim(0, most * 1.6)
     ax.set_xticks([])
@@ -118,47 +120,50 @@ def run_timeline(
     width: int = 800,
     dark: bool = False,
 ) -> Axes:
-    """Requests a second, how many were in flight, and how many failed, over the run.
+    """Three panels over one time: requests sent a second, how many were in flight, and how many failed a second.
 
     Parameters
     ----------
     summary
         What `mxlab.analysis.run_timeline` gives.
     ax, title, width, dark
-        As `reply_times` takes them.
+        As `reply_times` takes them; the panels are the `child_axes` of the Axes that comes back.
     """
-    ax, theme = style.axes(ax, width=width, height=380, dark=dark)
+    ax, theme = style.axes(ax, width=width, height=460, dark=dark)
     attrs = summary.attrs
     n, failed = attrs.get("n", 0), attrs.get("n_failed", 0)
     span, length = attrs.get("span_seconds", 1.0), attrs.get("seconds", 0.0)
-    most = int(summary["in_flight"].max()) if len(summary) else 0
     went = f"{failed:,} failed" if failed else "none failed"
     headline = (
         f"{style.counted(n, 'request')} in {style.duration(length)}, {went}" if n else "The run's course"
     )
-    subtitle = f"By real time since the first request, in spans of {style.duration(span)}; at most {most:,} in flight at once"
+    subtitle = f"By real time since the first request, in spans of {style.duration(span)}"
     top = style.title(ax, title or headline, subtitle)
-    style.margins(ax, left=0.68, right=1.2, top=top + 0.2)
+    style.margins(ax, left=0.68, right=0.3, top=top + 0.15)
+    ax.set_xticks([])
+    ax.set_yticks([])
     if summary.empty:
         style.nothing(ax, "no request was sent")
         return ax
-    middle = summary["seconds"] + span / 2
-    rate, bad = summary["sent_per_second"], summary["failed_per_second"]
-    ax.fill_between(middle, 0, rate, step="mid", color=theme.grid, linewidth=0, label="sent")
-    ax.plot(middle, summary["in_flight"], color=theme.ink, linewidth=1.6, label="in flight")
-    ax.fill_between(middle, 0, bad, step="mid", color=theme.muted, linewidth=0, label="failed")
-    style.time_axis(ax, 0, float(middle.iloc[-1] + span / 2), log=False)
-    ax.set_ylim(0, max(float(rate.max()), most, 1) * 1.08)
-    style.count_axis(ax, "y")
-    style.grid(ax, "y")
-    last = 8  # spans: labels stand where the lines end, not where the last one happened to be
-    ends = [
-        (float(rate.tail(last).median()), "sent a second", theme.muted),
-        (float(summary["in_flight"].tail(last).median()), "in flight", theme.ink),
-        (float(bad.tail(last).median()), "failed a second", theme.muted),
-    ]
-    least = ax.get_ylim()[1] * 0.17 / (float(ax.get_position().height) * style.inches(ax)[1])
-    places = style.apart([end[0] for end in ends], least, 0, ax.get_ylim()[1])
-    for place, (_, text, colour) in zip(places, ends, strict=True):
-        words(ax, 1.012, place, text, transform=ax.get_yaxis_transform(), size=SMALL, color=colour)
+    middle = (summary["seconds"] + span / 2).to_numpy()
+    room, at = 0.26 / style.tall(ax), 1.0  # for the words above a panel
+    for name, word, part, colour in (
+        ("sent_per_second", "sent a second", 0.42, theme.muted),
+        ("in_flight", "in flight", 0.29, theme.ink),
+        ("failed_per_second", "failed a second", 0.29, theme.ink),
+    ):
+        at -= part
+        panel = ax.inset_axes((0, at, 1, part - room))
+        style.axes(panel, width=width, height=0, dark=dark)
+        values = summary[name].to_numpy()
+        panel.fill_between(middle, 0, values, step="mid", color=theme.grid, linewidth=0)
+        panel.plot(middle, values, color=colour, linewidth=1.1, drawstyle="steps-mid", label=name)
+        style.time_axis(panel, 0, float(middle[-1] + span / 2), log=False)
+        panel.tick_params(labelbottom=at < 0.01)
+        panel.set_ylim(0, max(float(values.max()) * 1.05, 1.0))
+        style.count_axis(panel, "y", most=2)
+        style.grid(panel, "y")
+        said = f"{word}, at most {values.max():,.0f}" if values.any() else f"{word}: none"
+        place = {"transform": panel.transAxes, "size": SMALL, "weight": "bold", "color": theme.ink}
+        words(panel, 0, 1 + 0.1 / style.tall(panel), said, **place)
     return ax

@@ -89,12 +89,26 @@ def _name(row: Row) -> str:
     return WHO_WORDS.get(row["status"], style.cut(row["status"], 1.6, LABEL))
 
 
+#: What is said of the largest group that is not connected.
+_SAID = {
+    "wait": "{} wait",
+    "user": "users must act on {}",
+    "mx": "MX or the bank must act on {}",
+    "partner": "partners must act on {}",
+    "over": "{} are over",
+    "manual": "{} are manual",
+    "unknown": "{} have an unknown status",
+}
+
+
 def _headline(rows: Sequence[Row]) -> str:
+    """The share connected, and the largest of the other groups."""
     share = {who: sum(row["share"] for row in rows if row["who_must_act"] == who) for who in WHO_MUST_ACT}
     if not any(share.values()):
         return "Connection status of members"
-    found = f"{style.percent(share['nobody'])} of members are connected"
-    return found + (f"; users must act on {style.percent(share['user'])}" if share["user"] else "")
+    found = f"{style.percent(share.pop('nobody'))} of members are connected"
+    most = max(share, key=share.__getitem__)
+    return found + (f"; {_SAID[most].format(style.percent(share[most]))}" if share[most] else "")
 
 
 def _bar(ax: Axes, place: int, row: Row, sizes: Mapping[Any, Sequence[Row]], longest: float) -> None:

@@ -5,7 +5,7 @@ and everything written into one goes through `words`, so that a bank's name is n
 """
 
 import unicodedata
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -146,6 +146,16 @@ def inches(ax: Axes) -> tuple[float, float]:
     return float(size[0]), float(size[1])
 
 
+def wide(ax: Axes) -> float:
+    """Inches that the axes are wide."""
+    return float(ax.get_position().width) * inches(ax)[0]
+
+
+def tall(ax: Axes) -> float:
+    """Inches that the axes are tall."""
+    return float(ax.get_position().height) * inches(ax)[1]
+
+
 def root(ax: Axes) -> Figure:
     """The figure at the top, also of axes in a part of one."""
     found = ax.figure
@@ -167,7 +177,7 @@ def title(ax: Axes, finding: str, subtitle: str) -> float:
     fig = root(ax)
     theme = theme_of(ax)
     if fig.get_gid() != "mxlab" or len(fig.axes) != 1:
-        lines = wrapped(finding, float(ax.get_position().width) * inches(ax)[0] * 1.1, 10.5, bold=True)
+        lines = wrapped(finding, wide(ax) * 1.1, 10.5, bold=True)
         ax.set_title(
             "\n".join(lines), loc="left", size=10.5, weight="bold", color=theme.ink, parse_math=False
         )
@@ -262,16 +272,20 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def cut(text: str, room: float, size: float, *, bold: bool = False) -> str:
-    """Text that fits into so many inches, with an ellipsis where it was longer."""
+    """Text that fits into so many inches, with an ellipsis where it was longer: Hazel Commun…, Hazel C… (OAuth)."""
     text = clean(text[:400])
     if text_width(text, size, bold=bold) <= room:
         return text
-    keep, over = 0, len(text)
+    body, bracket, kind = text.rpartition(" (")
+    tail = f" ({kind}" if bracket and kind.endswith(")") else ""
+    if text_width(tail, size, bold=bold) > room / 2 or not tail:
+        body, tail = text, ""
+    keep, over = 0, len(body)
     while over - keep > 1:
         middle = (keep + over) // 2
-        fits = text_width(text[:middle].rstrip() + "…", size, bold=bold) <= room
+        fits = text_width(body[:middle].rstrip() + "…" + tail, size, bold=bold) <= room
         keep, over = (middle, over) if fits else (keep, middle)
-    return text[:keep].rstrip() + "…"
+    return body[:keep].rstrip() + "…" + tail
 
 
 def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
@@ -341,7 +355,7 @@ _STEP_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21
 def time_axis(ax: Axes, first: float, last: float, *, log: bool = True) -> None:
     """A time axis along the foot in words that people say, with as many ticks as there is room for."""
     ax.set_xlim(first, last)
-    width = float(ax.get_position().width) * inches(ax)[0]
+    width = wide(ax)
     if log:
         ax.set_xscale("log")
         ticks, dense = (
@@ -353,13 +367,20 @@ def time_axis(ax: Axes, first: float, last: float, *, log: bool = True) -> None:
         step = next((s for s in _STEP_SECONDS if s * 6 >= last - first), _ROUND_SECONDS[-1])
         ticks = np.arange(0, last * 1.001, step)
         spread = (ticks - first) / (last - first) * width
+    _ticks(ax, ticks, spread, lambda seconds: duration(seconds) if seconds else "0")
+
+
+def _ticks(
+    ax: Axes, ticks: np.ndarray[Any, Any], spread: np.ndarray[Any, Any], said: Callable[[float], str]
+) -> None:
+    """Ticks along the foot, of those at so many inches as many as there is room for."""
     kept: list[int] = []
     for place in range(len(ticks)):
         if not kept or spread[place] - spread[kept[-1]] >= 0.55:
             kept.append(place)
     ax.xaxis.set_major_locator(FixedLocator([float(ticks[place]) for place in kept]))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds) if seconds else "0"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda at, _: said(at)))
 
 
 def share_axis(ax: Axes, which: Literal["x", "y"], last: float = 1.0) -> None:
@@ -383,7 +404,7 @@ def grid(ax: Axes, which: Literal["x", "y"]) -> None:
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Places of labels, moved as little as keeps them `least` apart and within the bounds; order is kept."""
     order = np.argsort(places, kind="stable")
-    moved = np.array(places, dtype=float)[order]
+    moved = np.maximum(np.array(places, dtype=float)[order], low)
     for place in range(1, len(moved)):
         moved[place] = max(moved[place], moved[place - 1] + least)
     if len(moved) and moved[-1] > high:
@@ -393,6 +414,74 @@ def apart(places: Sequence[float], least: float, low: float, high: float) -> lis
     found = np.empty(len(moved))
     found[order] = np.maximum(moved, low) if len(moved) and moved[0] < low else moved
     return found.tolist()
+
+
+#: Inches between the axes and the words right of them.
+_BESIDE = 0.12
+
+
+def end_room(texts: Sequence[str]) -> float:
+    """Inches that words right of the axes need."""
+    return max([text_width(text, SMALL, bold=True) for text in texts], default=0.5) + _BESIDE + EDGE
+
+
+def end_words(ax: Axes, ends: Sequence[tuple[float, str, str]], *, on_left: bool = False) -> None:
+    """A word for each curve or area, beside the axes where it ends, none over another.
+
+    Parameters
+    ----------
+    ends
+        Where it ends, its word, its colour. A thin line leads to a word that had to move.
+    on_left
+        Left of the axes.
+    """
+    theme, side = theme_of(ax), ax.get_yaxis_transform()
+    low, high = sorted(ax.get_ylim())
+    least = (high - low) * 0.17 / tall(ax)
+    places = apart([end for end, _, _ in ends], least, low + least / 3, high)
+    edge, step, align = (0, -1, "right") if on_left else (1, 1, "left")
+    beside = step * _BESIDE / wide(ax)
+    look: dict[str, Any] = {"ha": align, "va": "center", "size": SMALL, "annotation_clip": False}
+    for (end, text, colour), place in zip(ends, places, strict=True):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (int(on_left), 0.5)}
+        note(
+            ax,
+            text,
+            (edge + 0.1 * beside, end),
+            xytext=(edge + beside, place),
+            xycoords=side,
+            textcoords=side,
+            color=colour,
+            weight="normal" if colour == theme.muted else "bold",
+            arrowprops={**line, "shrinkA": 1, "shrinkB": 0} if abs(place - end) > least / 2 else None,
+            **look,
+        )
+
+
+def spans(ax: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:
+    """In each row a median as a dot with its interval, a bar to the 90 % point, and both in words; a time axis.
+
+    Parameters
+    ----------
+    rows
+        With ``p50``, ``p50_low``, ``p50_high`` and ``p90``, which may be missing.
+    """
+    theme, roomy = theme_of(ax), wide(ax) > 3.5
+    ends = [float(np.nanmax([row["p90"], row["p50_high"], row["p50"]])) for row in rows]
+    first = min(float(np.nanmin([row["p50_low"], row["p50"]])) for row in rows)
+    for place, (row, end, colour) in enumerate(zip(rows, ends, colours, strict=True)):
+        median, late = row["p50"], row["p90"]
+        said = duration(median)
+        if not np.isnan(late):
+            ax.barh(place, late - median, left=median, height=0.34, color=colour, alpha=0.32)
+            said += f" to {duration(late)}" if roomy else ""
+        ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=colour, linewidth=1.8)
+        ax.plot([median], [place], "o", color=colour, markersize=6)
+        note(ax, said, (end, place), xytext=(6, 0), va="center", size=SMALL, color=theme.ink)
+    room = 1.25 if roomy else 0.6  # inches for the words beside the longest bar
+    span = max(float(np.log(max(ends) / first)), 0.1) / max(1 - room / wide(ax), 0.2)
+    time_axis(ax, first / 1.15, first * float(np.exp(span)))
+    grid(ax, "x")
 
 
 def nothing(ax: Axes, text: str = "nothing to draw") -> None:
@@ -441,18 +530,19 @@ def rows(
     beside, over
         A column right of the axes, such as n, and the word above it.
     part
-        Of the width, that names may take.
+        Of the width, that names may take; somewhat more on a phone.
     empty
         What is said where there are no names.
     """
     ax, theme = axes(ax, width=width, height=185 + 27 * max(len(names), 3), dark=dark)
     taken = title(ax, finding, subtitle)
     column = max([text_width(text, SMALL) for text in (*beside, over)], default=0.0)
+    part = part if inches(ax)[0] >= 6 else max(part, 0.36)
     name_rows(ax, names, bold=bold, top=taken + 0.3, right=column + EDGE + 0.2, part=part)
     if not names:
         nothing(ax, empty)
         return ax, theme
-    at = 1 + (column + 0.2) / (float(ax.get_position().width) * inches(ax)[0])
+    at = 1 + (column + 0.2) / wide(ax)
     look = {"transform": ax.get_yaxis_transform(), "ha": "right", "size": SMALL, "color": theme.muted}
     for place, text in enumerate(beside):
         words(ax, at, place, text, **look)
@@ -492,19 +582,20 @@ def counted(n: int, thing: str) -> str:
 
 
 def ratio_axis(ax: Axes) -> None:
-    """A logarithmic axis of ratios: ½, 1, 2 times."""
-    steps = np.array([0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50])
+    """A logarithmic axis of ratios: 0.5, 1, 2 times."""
+    steps = np.array([0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50])
     low, high = ax.get_xlim()
-    kept = steps[(steps >= low) & (steps <= high)]
-    ax.xaxis.set_major_locator(FixedLocator(kept.tolist()))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g} ×"))
+    steps = steps[(steps >= low) & (steps <= high)]
+    _ticks(ax, steps, np.log(steps / low) / np.log(high / low) * wide(ax), lambda ratio: f"{ratio:g} ×")
 
 
-def count_axis(ax: Axes, which: Literal["x", "y"]) -> None:
-    """An axis of counts with few ticks: 1, 100, 10,000 where it is logarithmic."""
+def count_axis(ax: Axes, which: Literal["x", "y"], *, most: int = 5, unit: str = "") -> None:
+    """An axis of counts with few ticks, the unit on the last: 1, 100, 10,000 where it is logarithmic."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     log = (ax.get_xscale() if which == "x" else ax.get_yscale()) == "log"
-    axis.set_major_locator(LogLocator(10, numticks=7) if log else MaxNLocator(5, integer=True))
+    axis.set_major_locator(LogLocator(10, numticks=7) if log else MaxNLocator(most, integer=True))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_locator().tick_values(low, high) if low <= tick <= high]
+    last = ticks[-1] if unit and ticks else np.nan
+    axis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:,.0f}" + (f" {unit}" if at == last else "")))

@@ -392,7 +392,11 @@ def _manifest(runs: Sequence[Recorded]) -> dict[str, Any]:
     }
     names = [each.run for each in runs]
     simulated = any(each.get("simulated") for each in manifests)
-    return {**common, "run": ", ".join(names), "runs": names, "simulated": simulated}
+    whole = {"run": ", ".join(names), "runs": names, "simulated": simulated}
+    for name, end in (("started_at", min), ("ended_at", max)):
+        moments = [moment for each in manifests if (moment := _time(each.get(name)))]
+        whole[name] = end(moments).isoformat() if moments else None
+    return {**common, **whole}
 
 
 def _coverage(runs: Sequence[Recorded]) -> Coverage:
