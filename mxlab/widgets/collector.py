@@ -1,19 +1,20 @@
-"""`Collector`: choose whom to ask and what for, see what it would do, allow it, start, watch, stop; then an Explorer."""
+"""`Collector`: choose whom to ask and what for, see what it would do, allow it, start, watch, pause, stop; then an Explorer."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from html import escape
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from ipywidgets import (
     HTML,
     BoundedIntText,
     Button,
-    Checkbox,
     Dropdown,
     FloatProgress,
     HBox,
@@ -25,7 +26,6 @@ from ipywidgets import (
 
 from mxlab import aio, api
 from mxlab.errors import ConfigError, MxlabError
-from mxlab.exchange import Progress
 from mxlab.exports import displayed
 from mxlab.fetch.sso import sso_tokens
 from mxlab.frames import Snapshot
@@ -35,7 +35,13 @@ from mxlab.settings import Settings
 from mxlab.store import Store
 from mxlab.tokens import Secret, Tokens
 from mxlab.widgets.explorer import Explorer
+from mxlab.widgets.picture import Picture
 
+T = TypeVar("T")
+#: What is typed to start jobs at banks, here as on the command line.
+_WORD = "aggregate"
+#: Long enough to be a token: never shown of a message that is not ours.
+_MAY_BE_SECRET = re.compile(r"[!-~]{20,}")
 _SECONDS_BETWEEN_PAINTS = 0.25
 _SIMULATOR, _FILE, _USERS, _GIVEN = (
     "the simulator",
@@ -53,10 +59,12 @@ _DOORS = {"observe: read only": aio.observe, "aggregate: starts jobs at banks": 
 
 
 class Collector(VBox):
-    """Collect without code: source and verb, preview, consent, start, progress, stop, and then an Explorer.
+    """Collect without code: source and verb, preview, consent, start, progress, pause, stop, and then an Explorer.
 
-    The kernel stays free. Stopping keeps what has come; with a store, starting the same run again goes on from
-    there. An API key that is typed leaves the page in the moment that it is used.
+    The kernel stays free. Pausing is that of `Job`; stopping keeps what has come, and with a store, starting the same
+    run again goes on from there. Where jobs would start at banks the word ``aggregate`` is typed, for each run anew. An
+    API key that is typed leaves the page in the moment that it is used. Displayed while a run goes on or after it, a
+    picture of what has come stands beside the widget, for where there are no widgets.
 
     Parameters
     ----------
@@ -73,6 +81,10 @@ class Collector(VBox):
         The run under way or the last one; None before the first.
     snapshot
         What the last run saw; None before its end.
+    source, verb, count, speed, path, client_id, key, base_url, max_users, consent
+        The fields; setting their values is typing.
+    look, begin, pause, stop
+        The buttons.
     """
 
     def __init__(
@@ -87,6 +99,7 @@ class Collector(VBox):
         self._store, self._run = store, run
         self._thread: Thread | None = None
         self._under_way: Job[Any] | None = None
+        self._is_stopped = False
         self.job: Job[Snapshot] | None = None
         self.snapshot: Snapshot | None = None
         sources = [_SIMULATOR, _FILE, _USERS] if tokens is None else [_GIVEN, _SIMULATOR, _FILE, _USERS]
@@ -101,31 +114,38 @@ class Collector(VBox):
         self.max_users = BoundedIntText(
             self._settings.max_users or 1_000, min=1, max=100_000_000, description="At most"
         )
-        self.consent = Checkbox(
-            description="I allow jobs to be started at banks; they may prompt people", indent=False
+        self.consent = Text(
+            description=f"Type {_WORD} to allow it",
+            style={"description_width": "initial"},
+            layout=Layout(width="420px"),
         )
-        self.look, self.begin, self.stop = (Button(description=word) for word in ("Preview", "Start", "Stop"))
+        self.look, self.begin, self.pause, self.stop = (
+            Button(description=word) for word in ("Preview", "Start", "Pause", "Stop")
+        )
         self.bar = FloatProgress(max=1.0, layout=Layout(width="100%"))
-        self.said, self._fields, self.result = HTML(), VBox(), VBox()
+        self._warned, self.said, self._fields, self.result = HTML(), HTML(), VBox(), VBox()
         for each in (self.source, self.verb, self.path, self.base_url, self.client_id):
             each.layout.width = "420px"
-        for name in ("source", "verb", "begin", "stop", "look", "said", "consent", "key"):
+        for name in ("source", "verb", "begin", "pause", "stop", "look", "said", "consent", "key"):
             getattr(self, name).add_class(f"mxlab-collect-{name}")
         self.source.observe(self._arrange, "value")
         self.verb.observe(self._arrange, "value")
+        self.base_url.observe(self._arrange, "value")
         for asked in (self.source, self.verb, self.path, self.client_id, self.base_url, self.max_users):
             asked.observe(self._withdraw, "value")
         self.look.on_click(lambda _: self._go(self._preview))
         self.begin.on_click(lambda _: self._go(self._collect))
+        self.pause.on_click(lambda _: self._pause())
         self.stop.on_click(lambda _: self.cancel())
-        self.stop.disabled = True
+        self.pause.disabled = self.stop.disabled = True
         self._arrange()
-        buttons = HBox([self.look, self.begin, self.stop])
+        buttons = HBox([self.look, self.begin, self.pause, self.stop], layout=Layout(flex_flow="row wrap"))
         super().__init__([self.source, self.verb, self._fields, buttons, self.bar, self.said, self.result])
         self.add_class("mxlab-collector")
 
     def cancel(self) -> None:
         """Stop what is under way; what has come of a run is kept and shown."""
+        self._is_stopped = True  # whoever is about to start a job looks here after it, if this is too early
         if self._under_way is not None:
             self._under_way.cancel()
 
@@ -140,26 +160,62 @@ class Collector(VBox):
     def _starts_jobs(self) -> bool:
         return _DOORS[self.verb.value] is aio.aggregate
 
+    @property
+    def _needs_consent(self) -> bool:
+        """Whether Start would start jobs at banks; an address that is none counts as one of a bank."""
+        if not self._starts_jobs or self.source.value == _SIMULATOR:
+            return False
+        try:
+            return not self._chosen.on_loopback
+        except ConfigError:
+            return True
+
+    @property
+    def _chosen(self) -> Settings:
+        """The settings that the fields say."""
+        host, most = self.base_url.value.strip(), self.max_users.value
+        return replace(self._settings, base_url=host, max_users=most)
+
     def _arrange(self, _: object = None) -> None:
         """Show the fields that the choices ask for."""
         fields = [getattr(self, name) for name in _SHOWN[self.source.value]]
-        if self._starts_jobs and self.source.value != _SIMULATOR:
-            fields.append(self.consent)
+        if self._needs_consent:
+            host = displayed(self.base_url.value.strip()) or "the host"
+            self._warned.value = _paragraph(
+                f"aggregate starts jobs at banks through {host} and may prompt people."
+            )
+            fields += [self._warned, self.consent]
         self._fields.children = fields
+
+    def _pause(self) -> None:
+        job = self._under_way
+        if job is None or job.state != "running":
+            return
+        if job.is_paused:
+            job.resume()
+        else:
+            job.pause()
+        self.pause.description = "Go on" if job.is_paused else "Pause"
 
     def _withdraw(self, _: object = None) -> None:
         """Consent was to what was asked then: another host, other users, or more of them need another."""
-        self.consent.value = False
+        self.consent.value = ""
 
     def _go(self, action: Callable[[Tokens, Settings], None]) -> None:
         """Take what is typed, clear the key and the consent, and do the rest in a thread of its own."""
         if self._thread is not None and self._thread.is_alive():
             return  # a second click that was on its way already
         typed, self.key.value = self.key.value, ""
-        key = Secret(typed) if typed else None
-        allowed = self._starts_jobs and self.consent.value
+        allowed = self._needs_consent and self.consent.value.strip() == _WORD
         if action == self._collect:
             self._withdraw()  # it is for one run
+            if self._needs_consent and not allowed:
+                self._say(
+                    f"Nothing was sent: type {_WORD} below the host to allow it, after a look at Preview."
+                )
+                return
+        key = Secret(typed) if typed else None
+        self._is_stopped, self._under_way = False, None
         self.begin.disabled = self.look.disabled = True
         self.stop.disabled = False
         work = (action, key, allowed)
@@ -180,9 +236,20 @@ class Collector(VBox):
             self._say("Stopped before anything came.")
         except MxlabError as error:
             self._say(str(error))
+        except Exception as error:  # a bug, or one of a source of the user's: the page must not fall silent
+            self._say(_told(error))
         finally:
             self.begin.disabled = self.look.disabled = False
-            self.stop.disabled = True
+            self.pause.disabled = self.stop.disabled = True
+            self.pause.description = "Pause"
+
+    def _started(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+        """The job of a coroutine, which is stopped already if Stop was faster."""
+        self._under_way = job = start(coroutine)
+        if self._is_stopped:
+            job.cancel()
+        self.pause.disabled = False
+        return job
 
     def _opened(self, key: Secret | None, stack: ExitStack) -> tuple[Tokens, Settings]:
         """Source and settings as the fields say; what needs closing goes on the stack."""
@@ -192,11 +259,7 @@ class Collector(VBox):
             simulation = api.simulate(self.count.value, seed=self._settings.seed, speed=self.speed.value)
             stack.enter_context(simulation)
             return simulation.tokens, simulation.settings
-        settings = replace(
-            self._settings,
-            base_url=self.base_url.value.strip(),
-            max_users=self.max_users.value,
-        )
+        settings = self._chosen
         if chosen == _GIVEN:
             assert self._tokens is not None
             return self._tokens, settings
@@ -210,38 +273,75 @@ class Collector(VBox):
 
     def _preview(self, tokens: Tokens, settings: Settings) -> None:
         self._say("One look at every user, which starts nothing …")
-        self._under_way = job = start(aio.preview(tokens, settings, store=self._store, look=True))
+        job = self._started(aio.preview(tokens, settings, store=self._store, look=True))
         self._say(str(job.result()))
 
     def _collect(self, tokens: Tokens, settings: Settings) -> None:
         door = _DOORS[self.verb.value]
-        self._under_way = self.job = job = start(door(tokens, settings, store=self._store, run=self._run))
-        begun = time.monotonic()
+        self.snapshot = None
+        self.job = job = self._started(door(tokens, settings, store=self._store, run=self._run))
+        worked, before = 0.0, time.monotonic()
         while job.state == "running":
-            self._paint(job.progress, time.monotonic() - begun)
+            self._paint(job, worked)
             time.sleep(_SECONDS_BETWEEN_PAINTS)  # of a thread of ours: the kernel stays free
+            now = time.monotonic()
+            worked, before = worked + (now - before) * (not job.is_paused), now
         try:
             self.snapshot = job.result()
         except CancelledError:
             if not job.progress.requests:
                 raise
             self.snapshot = job.partial()
-        self._paint(job.progress, time.monotonic() - begun)
+        self._paint(job, worked)
         self.result.children = (Explorer(self.snapshot),)
 
-    def _paint(self, progress: Progress, seconds: float) -> None:
+    def _paint(self, job: Job[Snapshot], seconds: float) -> None:
+        progress = job.progress
         asked, ended = progress.asked, progress.ended
+        phase = "paused" if job.is_paused else progress.phase
+        if self._is_stopped and job.state == "running":
+            phase = "stopping"
         self.bar.value = ended / asked if asked else 0.0
         rate = ended / seconds if seconds > 0 else 0.0
-        parts = [f"{progress.phase}: {ended:,} of {'?' if asked is None else f'{asked:,}'} users"]
-        if progress.phase == "collecting":
-            parts += [f"{rate:,.0f} a second", f"{progress.in_flight:,} in flight"]
+        parts = [f"{phase}: {ended:,} of {'?' if asked is None else f'{asked:,}'} users"]
+        if phase == "collecting":
+            parts += [f"{rate:,.0f} a second"]
             if asked and rate:
                 parts.append(f"{duration((asked - ended) / rate)} left")
+        if job.state == "running":
+            parts.append(f"{progress.in_flight:,} in flight")
         parts += [f"{word} {count:,}" for word, count in progress.statuses.most_common(4)]
         parts += [f"{reason} {count:,}" for reason, count in progress.reasons.most_common(3)]
         self._say(" · ".join(parts))
 
     def _say(self, text: str) -> None:
-        lines = "<br>".join(escape(displayed(line)) for line in text.splitlines())
-        self.said.value = f'<p class="mxlab-said" role="status">{lines}</p>'
+        self.said.value = _paragraph(text)
+
+    @cached_property
+    def _picture(self) -> Picture:
+        return Picture()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget, and beside it a picture of what has come so far for where there are no widgets."""
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs) or {}
+        snap = self.snapshot
+        if snap is None and self.job is not None:
+            with suppress(RuntimeError):  # nothing yet
+                snap = self.job.partial()
+        if snap is None:
+            return {**bundle, "text/plain": "Collector: nothing has been collected so far"}
+        self._picture.draw("status_counts", snap)
+        return {**bundle, **self._picture.bundle}
+
+
+def _paragraph(text: str) -> str:
+    """Lines of a widget, read out when they change."""
+    lines = "<br>".join(escape(displayed(line)) for line in text.splitlines())
+    return f'<p class="mxlab-said" role="status">{lines}</p>'
+
+
+def _told(error: Exception) -> str:
+    """Type and message of an error that is not mxlab's own, without what may be a token."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return f"{type(error).__name__}: {_MAY_BE_SECRET.sub('…', message)}{where}"
