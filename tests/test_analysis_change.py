@@ -121,6 +121,94 @@ def test_nothing_changed_is_an_answer():
         )
         analysis.member_changes(before, after)
         analysis.mix_and_rate(before, after)
+        analysis.share_changes(before, after, by="institution")
+
+
+def twice(seed, n=3_000, banks=60, moving=0.06):
+    """The same members twice, so many of whom moved in between, each to where another came from."""
+    rng = np.random.default_rng(seed)
+    before = world(n, seed=seed, banks=banks)
+    place = np.arange(n)
+    moved = np.flatnonzero(rng.random(n) < moving)
+    place[moved] = rng.permutation(moved)
+    drawn = before[["connection_status", "who_must_act"]].iloc[place].set_axis(before.index)
+    return before, before.assign(
+        connection_status=drawn["connection_status"], who_must_act=drawn["who_must_act"]
+    )
+
+
+def test_share_changes_of_the_same_members_is_mcnemars_exact_test():
+    before = world(400).assign(who_must_act=pd.Categorical(["nobody"] * 300 + ["mx"] * 100))
+    after = before.assign(who_must_act=pd.Categorical(["mx"] * 30 + ["nobody"] * 282 + ["mx"] * 88))
+    found = analysis.share_changes(before, after).set_index("value")
+    assert found.attrs["is_paired"]
+    assert found.loc["mx", ["n_before", "share_before", "share_after"]].tolist() == [400, 0.25, 118 / 400]
+    assert found["p_value"].to_numpy() == pytest.approx(stats.binomtest(12, 42).pvalue)
+    assert found.loc["mx", "change"] == pytest.approx(18 / 400)
+    assert no_objects(found)
+
+
+def test_the_interval_of_paired_shares_is_newcombes_by_hand():
+    pairs = [("A", "A")] * 36 + [("A", "B")] * 12 + [("B", "A")] * 2
+    members = world(50)
+    before, after = (members.assign(who_must_act=pd.Categorical(side)) for side in zip(*pairs, strict=True))
+    row = analysis.share_changes(after, before).set_index("value").loc["A"]
+    b, c, n = 12, 2, 50
+    p, q = 38 / n, 48 / n
+    (l1, u1), (l2, u2) = (stats.binomtest(k, n).proportion_ci(method="wilson") for k in (38, 48))
+    alike = (36 * 0 - b * c) / np.sqrt(38 * 12 * 48 * 2)
+    low = q - p - np.sqrt((q - l2) ** 2 - 2 * alike * (q - l2) * (u1 - p) + (u1 - p) ** 2)
+    high = q - p + np.sqrt((u2 - q) ** 2 - 2 * alike * (u2 - q) * (p - l1) + (p - l1) ** 2)
+    assert row[["change", "low", "high"]].tolist() == pytest.approx([0.2, low, high])
+
+
+def test_share_changes_of_two_samples_compares_independent_shares():
+    before, after = world(2_000, banks=3), world(3_000, seed=5, banks=3)
+    after["guid"] = "other-" + after["guid"]
+    found = analysis.share_changes(before, after, by="institution")
+    assert not found.attrs["is_paired"]
+    row = found[(found["group"] == "Bank 000") & (found["value"] == "mx")].iloc[0]
+    n = [int((side["institution"] == "Bank 000").sum()) for side in (before, after)]
+    k = [
+        int(((side["institution"] == "Bank 000") & (side["who_must_act"] == "mx")).sum())
+        for side in (before, after)
+    ]
+    assert row[["n_before", "n_after"]].tolist() == n
+    tails = [
+        stats.fisher_exact([[k[1], n[1] - k[1]], [k[0], n[0] - k[0]]], alternative=side).pvalue
+        for side in ("less", "greater")
+    ]
+    assert row["p_value"] == pytest.approx(min(1, 2 * min(tails)))
+    same = stats.binomtest
+    (l1, u1), (l2, u2) = (same(a, b).proportion_ci(method="wilson") for a, b in zip(k, n, strict=True))
+    p, q = k[0] / n[0], k[1] / n[1]
+    assert row["low"] == pytest.approx(q - p - np.hypot(q - l2, u1 - p))
+    assert row["high"] == pytest.approx(q - p + np.hypot(u2 - q, p - l1))
+
+
+def test_only_the_bank_that_changed_is_called_changed():
+    before, after = twice(3)
+    connected = before.index[(before["institution"] == "Bank 004") & (after["who_must_act"] == "nobody")]
+    hit = with_status(after, connected[:25], "DENIED")
+    found = analysis.share_changes(before, hit, by="institution")
+    changed = found[found["is_change"]]
+    assert set(changed["group"]) == {"Bank 004"}
+    assert set(changed["value"]) == {"nobody", "user"}
+    assert not analysis.share_changes(before, after, by="institution")["is_change"].any()
+
+
+def test_who_comes_and_goes_changes_no_share_of_those_who_stay():
+    members = world(3_000, banks=20)
+    poor = members["who_must_act"] == "user"
+    after = members[~poor | (np.arange(3_000) < 1_500)]
+    assert not analysis.share_changes(members, after, by="institution")["is_change"].any()
+
+
+@pytest.mark.slow
+def test_a_calm_pair_seldom_shows_a_change(figures):
+    false = [analysis.share_changes(*twice(seed), by="institution")["is_change"].any() for seed in range(300)]
+    figures["share_changes: calm pairs of 60 banks with a change, share of 300"] = float(np.mean(false))
+    assert np.mean(false) <= 0.075
 
 
 def sampled(seed, users=20_000, taken=400):

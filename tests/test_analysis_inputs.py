@@ -24,6 +24,7 @@ MEMBERS = {
     "member_changes": _against_itself(analysis.member_changes),
     "mix_and_rate": _against_itself(analysis.mix_and_rate),
     "outage_scan": analysis.outage_scan,
+    "share_changes": _against_itself(analysis.share_changes),
     "status_history": analysis.status_history,
     "time_in_status": analysis.time_in_status,
     "time_to_recover": analysis.time_to_recover,

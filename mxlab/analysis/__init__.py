@@ -1,7 +1,7 @@
 """Frame → summary frame. Pure: no network, no clock, no drawing."""
 
 from mxlab.analysis.ages import freshness, freshness_shares
-from mxlab.analysis.change import flow, member_changes, mix_and_rate, transitions
+from mxlab.analysis.change import flow, member_changes, mix_and_rate, share_changes, transitions
 from mxlab.analysis.history import status_history, time_in_status, time_to_recover
 from mxlab.analysis.institutions import (
     attributable_share,
@@ -42,6 +42,7 @@ __all__ = [
     "request_failures",
     "rules",
     "run_timeline",
+    "share_changes",
     "share_estimate",
     "slow_institutions",
     "status_by_institution",

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from mxlab.analysis._inputs import (
+    NOT_KNOWN,
     STRING,
     Bools,
     Coverage,
@@ -37,6 +38,20 @@ _TRANSITIONS = {
     "low": "float64",
     "high": "float64",
     "expected": "float64",
+    "p_value": "float64",
+    "q_value": "float64",
+    "is_change": "bool",
+}
+_SHARES = {
+    "group": STRING,
+    "value": STRING,
+    "n_before": "int64",
+    "n_after": "int64",
+    "share_before": "float64",
+    "share_after": "float64",
+    "change": "float64",
+    "low": "float64",
+    "high": "float64",
     "p_value": "float64",
     "q_value": "float64",
     "is_change": "bool",
@@ -223,6 +238,98 @@ def _moves(
     return frame
 
 
+def share_changes(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    *,
+    of: str = "who_must_act",
+    by: str | None = None,
+    fdr: float = 0.05,
+    coverage: Coverage | None = None,
+) -> pd.DataFrame:
+    """Whether the share of members with each value has changed, in all or group by group.
+
+    Parameters
+    ----------
+    before, after
+        Two `members` frames; ``guid``, ``user_state``, and the columns of `of` and `by`.
+    of
+        The column whose values are counted: ``who_must_act``, ``connection_status``, …
+    by
+        A column of groups; of a member that is in both, its group is that of `after`.
+    fdr
+        False-discovery rate over all values of all groups.
+    coverage
+        Of `after`; kept in ``attrs``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row is one value that occurs in one group, the clearest change first.
+
+        =========================  =======  ================================================================
+        group, value               string   the group (``all`` without `by`); the value of `of`
+        n_before, n_after          int64    members that are compared
+        share_before, share_after  float64  of them with the value
+        change, low, high          float64  share_after − share_before with its 95 % interval
+        p_value, q_value           float64  of a change so clear by chance; adjusted. Missing where so few moved
+                                            that none could be told from chance
+        is_change                  bool     q_value ≤ `fdr`
+        =========================  =======  ================================================================
+
+        ``attrs``: ``is_paired``, ``n_both`` (members in both), ``of``, ``by``, ``fdr``, ``coverage``.
+
+    Notes
+    -----
+    Where at least half of the members of the smaller frame are in both, those are compared with themselves, so
+    that who comes and goes moves nothing: as many should leave a value as come to it (Q. McNemar, Psychometrika
+    12 (1947) 153, doi:10.1007/BF02295996; exact). Else, as between two samples of users, all are compared by the
+    hypergeometric distribution. Both tests are two-sided, twice the smaller tail, and take members as
+    independent. Intervals: R. G. Newcombe, Stat. Med. 17 (1998) 2635,
+    doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C; without pairs its correlation is 0.
+    """
+    columns = list(dict.fromkeys(("guid", of, *([] if by is None else [by]))))
+    sides = [answered(frame, "share_changes", *columns)[columns] for frame in (before, after)]
+    at = _matched(*sides)
+    both = (at >= 0).all(axis=0)
+    is_paired = bool(2 * both.sum() >= max(1, (at >= 0).sum(axis=1).min()))
+    words, value = _words(sides, at, of, NO_STATUS)
+    names, group = (["all"], np.zeros_like(at)) if by is None else _words(sides, at, by, NOT_KNOWN)
+    width, size = len(words), len(names) * len(words)
+    if is_paired:
+        at, value, group = at[:, both], value[:, both], np.stack([group[1, both]] * 2)
+    cell = group * width + value
+    counted = [np.bincount(own[there >= 0], minlength=size) for own, there in zip(cell, at, strict=True)]
+    k: Floats = np.stack(counted).astype(np.float64)
+    n: Floats = k.reshape(2, -1, width).sum(axis=2).repeat(width, axis=1)
+    used = np.flatnonzero(k.sum(axis=0))
+    k, n, stayed = k[:, used], n[:, used], None
+    if is_paired:
+        stayed = np.bincount(cell[0][cell[0] == cell[1]], minlength=size)[used]
+    p_value = _differ_by_chance(k, n) if stayed is None else _moved_by_chance(k - stayed, fdr)
+    q_value = adjusted(p_value)
+    share = k / np.maximum(n, 1)
+    low, high = _newcombe(k, n, stayed)
+    values = (
+        [names[place // width] for place in used],
+        [words[place % width] for place in used],
+        *n,
+        *share,
+        share[1] - share[0],
+        low,
+        high,
+        p_value,
+        q_value,
+        q_value <= fdr,
+    )
+    frame = pd.DataFrame(dict(zip(_SHARES, values, strict=True))).astype(_SHARES)
+    order = np.lexsort((-np.abs(frame["change"]) * n[1], np.nan_to_num(p_value, nan=2.0)))
+    frame = frame.iloc[order].reset_index(drop=True)
+    facts: dict[Hashable, Any] = {"is_paired": is_paired, "n_both": int(both.sum()), "of": of, "by": by}
+    frame.attrs = {**facts, "fdr": fdr, "coverage": described(coverage)}
+    return frame
+
+
 def mix_and_rate(
     before: pd.DataFrame,
     after: pd.DataFrame,
@@ -320,6 +427,39 @@ def _words(sides: list[pd.DataFrame], at: Ints, column: str, missing: str) -> tu
         mapped = np.array([*(words.index(word) for word in own), 0], dtype=np.int64)[found]
         numbers.append(np.append(mapped, -1)[places])
     return words, np.stack(numbers)
+
+
+def _moved_by_chance(moved: Floats, fdr: float) -> Floats:
+    """p-values of as many leaving (first row) and coming (second) where either is as likely."""
+    count = moved.sum(axis=0)
+    p_value = np.minimum(2 * stats.binom.cdf(moved.min(axis=0), count, 0.5), 1.0)
+    return np.where(2.0 ** (1 - count) <= fdr, p_value, np.nan)
+
+
+def _differ_by_chance(k: Floats, n: Floats) -> Floats:
+    """p-values of two independent counts k of n where both shares are the same."""
+    draw = stats.hypergeom(n.sum(axis=0), k.sum(axis=0), n[1])
+    p_value = np.minimum(2 * np.minimum(draw.cdf(k[1]), draw.sf(k[1] - 1)), 1.0)
+    comparable = (n > 0).all(axis=0) & (k.sum(axis=0) < n.sum(axis=0))
+    return np.where(comparable, p_value, np.nan)
+
+
+def _newcombe(k: Floats, n: Floats, stayed: Ints | None) -> tuple[Floats, Floats]:
+    """95 % interval of the second share minus the first; of pairs, given how many have the value both times."""
+    share = k / np.maximum(n, 1)
+    low, high = wilson(k, n)
+    alike = np.zeros(k.shape[1])
+    if stayed is not None:
+        neither = n[0] - k.sum(axis=0) + stayed
+        spread = np.sqrt((k * (n - k)).prod(axis=0))
+        alike = (stayed * neither - (k - stayed).prod(axis=0)) / np.maximum(spread, 1)
+    change, below, above = share[1] - share[0], share - low, high - share
+
+    def reach(one: Floats, other: Floats) -> Floats:
+        found: Floats = np.sqrt(np.maximum(one**2 - 2 * alike * one * other + other**2, 0))
+        return found
+
+    return change - reach(below[1], above[0]), change + reach(above[1], below[0])
 
 
 def _bowker(matrix: Floats) -> tuple[float, int]:

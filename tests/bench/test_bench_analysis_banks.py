@@ -49,6 +49,10 @@ SUMMARIES = {
     "member_changes": (1.0, lambda f: analysis.member_changes(f["members"], f["later"])),
     "transitions": (1.0, lambda f: analysis.transitions(f["members"], f["later"])),
     "mix_and_rate": (1.0, lambda f: analysis.mix_and_rate(f["members"], f["later"])),
+    "share_changes": (
+        1.0,
+        lambda f: analysis.share_changes(f["members"], f["later"], by="institution"),
+    ),
     "status_history": (1.0, lambda f: analysis.status_history(f["history"])),
     "time_in_status": (1.0, lambda f: analysis.time_in_status(f["history"])),
     "time_to_recover": (1.0, lambda f: analysis.time_to_recover(f["history"])),
