@@ -243,6 +243,64 @@ def test_a_quantile_that_the_looks_do_not_identify_is_not_given(settings, why, l
         assert (found["p50_low"], found["p50_high"]) == (low, high)
 
 
+@pytest.mark.parametrize("others", [5, 50, 1_000])
+def test_a_few_looks_between_two_of_all_others_do_not_identify_a_quantile(others):
+    """10,000 members seen every 30 s exactly, so many of them at times of their own."""
+    rng = np.random.default_rng(3)
+    times = 40 * np.exp(0.8 * rng.standard_normal(10_000))
+    low, high = looks(rng, times, schedule="fixed", step=30.0)
+    low[:others], high[:others] = looks(rng, times[:others])
+    found = analysis.latency_quantiles(minimal(low, high), draws=0).iloc[0]
+    if others < 100:
+        assert np.isnan(found["p50"])
+        assert found["p50_low"] <= 31
+        assert found["p50_high"] >= 40
+        assert "no look between" in found["p50_why"]
+    else:
+        assert found["p50"] == pytest.approx(40, rel=0.1)
+
+
+def between_two_peaks(schedule, run):
+    """What is said of the median where half end before 20 s and half after 45 s: any time between is one."""
+    rng = np.random.default_rng([run, 5])
+    center = np.where(rng.random(10_000) < 0.5, 10.0, 90.0)
+    low, high = looks(rng, center * np.exp(0.3 * rng.standard_normal(10_000)), **schedule)
+    return analysis.latency_quantiles(minimal(low, high), draws=0).iloc[0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_median_is_given_between_two_peaks(schedule):
+    found = between_two_peaks(schedule, 2)
+    assert np.isnan(found["p50"])
+    assert found["p50_low"] < 26
+    assert found["p50_high"] > 34
+    assert found["p50_why"].startswith("somewhere between")
+    assert found["p90"] == pytest.approx(90 * np.exp(0.3 * stats.norm.ppf(0.8)), rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_median_is_given_between_two_peaks_over_100_runs(schedule, figures):
+    """But where, by chance, so many more than half are of one peak that it surely has the median."""
+    found = [between_two_peaks(schedule, run) for run in range(100)]
+    share = np.mean([np.isnan(each["p50"]) for each in found])
+    case = f"{schedule['schedule']} {schedule.get('step', '')}".strip()
+    figures[f"median between two peaks, {case}: not given, share of 100 runs"] = float(share)
+    assert share >= 0.9
+    assert all(each["p50_low"] < 26 or each["p50_high"] > 34 for each in found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_too_few_for_a_quantile_have_an_interval_but_none(seed):
+    times = 40 * np.exp(0.8 * stats.norm.ppf(np.arange(0.5, 16) / 16))
+    found = analysis.latency_quantiles(minimal(*looks(np.random.default_rng(seed), times))).iloc[0]
+    for name, truth in (("p50", 40), ("p90", 40 * np.exp(0.8 * stats.norm.ppf(0.9)))):
+        assert np.isnan(found[name])
+        assert found[f"{name}_low"] < truth < found[f"{name}_high"]
+        assert found[f"{name}_high"] > 2 * found[f"{name}_low"]
+        assert found[f"{name}_why"].split()[0] in ("somewhere", "no")
+
+
 def test_little_or_nothing():
     members = world(400)
     for summary in (analysis.aggregation_latency, analysis.latency_quantiles, analysis.slow_institutions):

@@ -32,8 +32,12 @@ Duration = Literal["best", "job", "looks"]
 
 #: Fewer finished aggregations than this have a curve, but no quantile.
 FEWEST = 10
-#: A quantile is not identified where no look falls within a span this many times as long as its beginning.
+#: The looks do not identify a quantile where a span this many times as long as its beginning, around it, has
+#: those of fewer than `FEWEST_LOOKS` of the aggregations.
 WIDEST_GAP = 1.25
+FEWEST_LOOKS = 0.01
+#: Nor is one given whose interval ends later than this many times its beginning: few end around it, or few at all.
+WIDEST_INTERVAL = 2.0
 #: The standard normal's 97.5 % point.
 Z95 = 1.959963984540054
 
@@ -247,8 +251,11 @@ def latency_quantiles(
         p90_why                       string   as p50_why
         ============================  =======  ========================================================
 
-        Where the looks leave a gap around a quantile it is missing, and low and high are the ends of the gap. An
-        interval that goes on beyond what was seen to end has no high.
+        Where the looks leave a gap around a quantile it is missing, and its interval holds the whole gap: no
+        shape is taken for granted in a span of a quarter of its beginning with looks of fewer than 1 % of the
+        aggregations. It is missing, too, where its interval spans more than a factor of 2: few aggregations, or
+        a median between two peaks, where hardly any ends. An interval that goes on beyond what was seen to end
+        has no high.
     """
     draws = DRAWS if draws is None and by is None else draws or 0
     rows = answered(members, "latency_quantiles", *_COLUMNS)
@@ -412,15 +419,28 @@ def _quantile(known: Intervals, fit: Smooth | None, share: float) -> tuple[float
     nan = float("nan")
     if fit is None:
         return nan, nan, nan, f"fewer than {FEWEST} finished"
-    bounds, seconds = known.bounds, fit.quantile(share)
-    after = int(np.searchsorted(bounds, seconds))
-    start, end = float(bounds[after - 1]), float(bounds[after])
+    seconds = fit.quantile(share)
+    start, end = _around(known, seconds)
     if np.isinf(seconds) or np.isinf(end):
-        return nan, float(bounds[-2]), nan, "following ended first"
+        return nan, float(known.bounds[-2]), nan, "following ended first"
+    first, last = fit.quantile(share, Z95), fit.quantile(share, -Z95)
+    first = first if first >= _censored.SHORTEST_SECONDS else 0.0
     if end > WIDEST_GAP * start:
-        return nan, start, end, f"no look between {start:.3g} and {end:.3g} s"
-    last = fit.quantile(share, -Z95)
-    return seconds, fit.quantile(share, Z95), last if np.isfinite(last) else nan, ""
+        last = max(end, last) if np.isfinite(last) else nan
+        return nan, min(start, first), last, f"no look between {start:.3g} and {end:.3g} s"
+    if np.isfinite(last) and last > WIDEST_INTERVAL * first:
+        return nan, first, last, f"somewhere between {first:.3g} and {last:.3g} s"
+    return seconds, first, last if np.isfinite(last) else nan, ""
+
+
+def _around(known: Intervals, seconds: float) -> tuple[float, float]:
+    """The shortest span around a time with looks of `FEWEST_LOOKS` of the rows, as many before as after."""
+    bounds, width = known.bounds, len(known.bounds)
+    looks = np.cumsum(np.bincount(known.low, known.rows, width) + np.bincount(known.high, known.rows, width))
+    before = looks[int(np.searchsorted(bounds, seconds)) - 1]
+    some = max(FEWEST_LOOKS * known.rows.sum() / 2, 1)
+    start, end = np.searchsorted(looks, [before - some + 1, before + some])
+    return float(bounds[start]), float(bounds[min(end, width - 1)])
 
 
 def _parts(rows: pd.DataFrame, times: Times, by: str | None, function: str) -> list[tuple[str, Ints]]:
