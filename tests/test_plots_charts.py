@@ -177,6 +177,14 @@ def test_a_history_speaks_of_change_only_where_intervals_are_apart(summaries):
     assert "80 % were in the first run" in style.root(plots.status_history(history)).texts[0].get_text()
 
 
+def test_a_history_names_the_trouble_that_changed_where_the_connected_did_not(summaries):
+    history = summaries["status_history"].copy()
+    history.loc[:, ["share", "low", "high"]] = 0.5, 0.4, 0.6
+    last = (history["run_id"] == history["run_id"].iloc[-1]) & (history["who_must_act"] == "user")
+    history.loc[last, ["share", "low", "high"]] = 0.7, 0.65, 0.75
+    assert said(plots.status_history(history)) == "“user must act”: 70 % of members, 50 % in the first run"
+
+
 def test_areas_of_outcomes_are_stacked(summaries):
     summary = summaries["outcomes_over_time"]
     ax = plots.outcomes_over_time(summary)
@@ -272,6 +280,19 @@ def test_the_title_names_the_largest_trouble(status, found):
         assert said(getattr(plots, name)(getattr(analysis, name)(half))) == expected
 
 
+def test_the_title_names_two_that_are_about_as_large():
+    members = with_status(world(1_000, seed=1), np.ones(1_000, bool), "CONNECTED")
+    members = with_status(members, np.arange(1_000) < 80, "DENIED")
+    both = with_status(members, np.arange(1_000) >= 910, "FAILED")
+    assert said(plots.who_must_act(analysis.who_must_act(both))) == (
+        "83 % are connected; MX or the bank must act on 9.0 %, users on 8.0 %"
+    )
+    one = with_status(members, np.arange(1_000) >= 990, "FAILED")
+    assert said(plots.who_must_act(analysis.who_must_act(one))) == (
+        "91 % of members are connected; users must act on 8.0 %"
+    )
+
+
 def test_bars_of_what_an_institution_adds_are_its_excess_without_the_rows_of_one_member(summaries):
     summary = summaries["attributable_share"]
     summary = summary.assign(excess=np.linspace(30, -3, len(summary)))
@@ -281,7 +302,7 @@ def test_bars_of_what_an_institution_adds_are_its_excess_without_the_rows_of_one
     subtitle = " ".join(
         text.get_text() for text in style.root(plots.attributable_share(summary, top=99)).texts
     )
-    assert f"{left_out} more add less" in subtitle
+    assert f"{left_out} more add less than two" in subtitle
     small = summary.assign(excess=0.7)
     assert len(plots.attributable_share(small).patches) > 0
 
@@ -313,6 +334,28 @@ def test_a_kind_in_brackets_outlives_a_cut():
     assert short.endswith("… (OAuth)")
     assert style.text_width(short, 9) <= 1.5
     assert style.cut("Bank (" + "x" * 100 + ")", 1.5, 9).endswith("x…")
+
+
+def test_a_name_of_nothing_to_see_has_a_mark():
+    assert style.clean("\x00\x07") == style.clean(" ") == "▯"
+    assert style.clean("") == ""
+
+
+def test_lines_are_balanced_and_whole():
+    text = "Members waiting for MX or the bank beyond what the share of the others explains, less"
+    lines = style.balanced(text, 4.0, 9)
+    assert " ".join(lines) == text
+    assert len(lines) == len(style.wrapped(text, 4.0, 9))
+    assert max(style.text_width(line, 9) for line in lines) <= 4.0
+    assert min(map(len, lines)) > 0.6 * max(map(len, lines))
+
+
+def test_a_long_name_leaves_the_title_its_verb(summaries):
+    summary = summaries["outage_scan"].assign(is_alarm=False)
+    summary["institution"] = [f"{'very long ' * 30}{number}" for number in range(len(summary))]
+    summary.loc[0, "is_alarm"] = True
+    text = " ".join(each.get_text() for each in style.root(plots.outage_scan(summary, width=480)).texts)
+    assert "… fails far more than its past explains" in text
 
 
 def test_dates_have_no_leading_nought(summaries):

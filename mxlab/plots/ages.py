@@ -36,7 +36,7 @@ def freshness(
     headline = (
         f"{style.percent(within['share'])} of eligible members are fresh within {span}" if known else plain
     )
-    apart = f"; {attrs.get('n_ineligible', 0):,} members that MX does not refresh are not in it"
+    apart = f". Not in it: {attrs.get('n_ineligible', 0):,} that MX does not refresh"
     subtitle = (
         f"Share of {style.counted(known, 'eligible member')} by age of the last success; band: 95 %{apart}"
     )

@@ -1,5 +1,7 @@
 """Drawings of what several runs tell together."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -49,7 +51,10 @@ def status_history(
         part = summary.loc[summary["who_must_act"] == who]
         at = part["seen_at"].dt.tz_localize(None)
         ax.fill_between(at, part["low"], part["high"], color=theme.who[who], alpha=0.18, linewidth=0)
-        ax.plot(at, part["share"], "o-", color=theme.who[who], linewidth=2.2, markersize=4, label=who)
+        look: dict[str, Any] = {"linewidth": 2.2, "markersize": 4, "clip_on": False}
+        ax.plot(at, part["share"], "o-", color=theme.who[who], label=who, **look)
+    if at.iloc[0] < at.iloc[-1]:
+        ax.set_xlim(at.iloc[0], at.iloc[-1])
     ax.set_ylim(0, min(1.0, float(summary["high"].max()) * 1.04))
     style.share_axis(ax, "y", ax.get_ylim()[1])
     style.grid(ax, "y")
@@ -80,15 +85,23 @@ def _date_axis(ax: Axes) -> None:
 
 
 def _headline(summary: pd.DataFrame) -> str:
-    """The change of the share connected from the first run to the last, where their intervals are apart."""
-    part = summary.loc[summary["who_must_act"] == "nobody"]
-    if len(part) < 2:
+    """The change from the first run to the last, where intervals are apart: of the share connected, else the largest."""
+    if summary["run_id"].nunique() < 2:
         return "Who must act, over time"
-    first, last = part.iloc[0], part.iloc[-1]
-    before, after = style.percent(first["share"]), style.percent(last["share"])
-    if first["low"] <= last["high"] and last["low"] <= first["high"]:
-        return f"{after} of members are connected in the last run"
-    return f"{after} of members are connected, {before} were in the first run"
+    ends = {}
+    for who, part in summary.groupby("who_must_act", observed=True, sort=False):
+        first, last = part.iloc[0], part.iloc[-1]
+        if first["low"] > last["high"] or last["low"] > first["high"]:
+            ends[str(who)] = first["share"], last["share"]
+    share = summary.loc[summary["who_must_act"] == "nobody", "share"]
+    connected = f"{style.percent(float(share.iloc[-1]) if len(share) else 0.0)} of members are connected"
+    if "nobody" in ends:
+        return f"{connected}, {style.percent(ends['nobody'][0])} were in the first run"
+    if not ends:
+        return f"{connected} in the last run"
+    most = max(ends, key=lambda who: abs(ends[who][1] - ends[who][0]))
+    before, after = map(style.percent, ends[most])
+    return f"“{WHO_WORDS[most]}”: {after} of members, {before} in the first run"
 
 
 def time_in_status(

@@ -36,7 +36,11 @@ def institution_funnel(
     worse = outside.loc[outside["share"] > (summary.attrs.get("fleet_share") or 0)]
     headline = "No institution stands out from the others"
     if len(worse):
-        who = f"{worse[by].iloc[0]} waits" if len(worse) == 1 else f"{len(worse)} institutions wait"
+        who = (
+            f"{style.named(worse[by].iloc[0])} waits"
+            if len(worse) == 1
+            else f"{len(worse)} institutions wait"
+        )
         headline = f"{who} for MX or the bank beyond chance"
     subtitle = "Share of members waiting for MX or the bank by size of institution; dashed: where 95 % would lie by chance, dotted: 99.8 %; line: all"
     top = style.title(ax, title or headline, subtitle)
@@ -63,21 +67,36 @@ def institution_funnel(
     style.share_axis(ax, "y", last)
     style.count_axis(ax, "x", unit="members")
     style.grid(ax, "y")
-    for row in outside.head(8).to_dict("records"):
-        text = style.cut(row[by], 1.8, SMALL, bold=True)
-        end = row["n"] > float(summary["n"].max()) / 3
-        place = {"xytext": (-6, 7) if end else (6, 7), "ha": "right" if end else "left"}
+    _outside_names(ax, outside.head(8).rename(columns={by: "name"}))
+    return ax
+
+
+def _outside_names(ax: Axes, outside: pd.DataFrame) -> None:
+    """The names of what lies outside, each beside its dot; none where an earlier one is in the way."""
+    width, height = style.wide(ax), style.tall(ax)
+    taken: list[tuple[float, float, float]] = []
+    for row in outside.to_dict("records"):
+        x, y = ax.transAxes.inverted().transform(ax.transData.transform((row["n"], row["share"])))
+        name = style.cut(row["name"], min(1.8, width / 2 - 0.2), SMALL, bold=True)
+        long = style.text_width(name, SMALL, bold=True) + 0.1
+        fits = x * width + long < width + 0.3
+        left, side = (x * width, "left") if fits else (x * width - long, "right")
+        if any(
+            abs(y * height - at) < 0.16 and left < end and begin < left + long for begin, end, at in taken
+        ):
+            continue
+        taken.append((left, left + long, y * height))
         style.note(
             ax,
-            text,
+            name,
             (row["n"], row["share"]),
+            xytext=(-6 if side == "right" else 6, 7),
+            ha=side,
             va="center",
             size=SMALL,
             weight="bold",
-            color=theme.label["mx"],
-            **place,
+            color=style.theme_of(ax).label["mx"],
         )
-    return ax
 
 
 def outage_scan(
@@ -105,7 +124,7 @@ def outage_scan(
     alarms = shown.loc[shown["is_alarm"], by].tolist()
     scanned = summary.attrs.get("scanned", 0)
     plain = f"No outage among {style.counted(scanned, 'institution')}"
-    one = f"{alarms[0]} fails far more than its past explains" if alarms else plain
+    one = f"{style.named(alarms[0])} fails far more than its past explains" if alarms else plain
     headline = (
         one if len(alarms) < 2 else f"{len(alarms)} institutions fail far more than their past explains"
     )
@@ -163,9 +182,9 @@ def attributable_share(
     if len(sure):
         first = sure.iloc[0]
         fleet, without = (style.percent(first[name]) for name in ("fleet_share", "fleet_share_without"))
-        headline = f"With {first[by]} like the rest, {without} would wait for MX or the bank, not {fleet}"
+        headline = f"With {style.named(first[by])} like the rest, {without} would wait for MX or the bank, not {fleet}"
     rest = len(above) - len(shown)
-    more = f"; {rest:,} more add less" if rest else ""
+    more = f"; {rest:,} more add less than two" if rest else ""
     subtitle = f"Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals{more}"
     ax, theme = style.rows(
         ax,

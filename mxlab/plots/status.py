@@ -89,26 +89,27 @@ def _name(row: Row) -> str:
     return WHO_WORDS.get(row["status"], style.cut(row["status"], 1.6, LABEL))
 
 
-#: What is said of the largest group that is not connected.
-_SAID = {
-    "wait": "{} wait",
-    "user": "users must act on {}",
-    "mx": "MX or the bank must act on {}",
-    "partner": "partners must act on {}",
-    "over": "{} are over",
-    "manual": "{} are manual",
-    "unknown": "{} have an unknown status",
-}
+#: Those who must act, and what is said of members on which nobody must.
+_ACTORS = {"user": "users", "mx": "MX or the bank", "partner": "partners"}
+_STATES = {"wait": "wait", "over": "are over", "manual": "are manual", "unknown": "have an unknown status"}
+#: A group at least so large as part of the largest is named beside it.
+_RIVAL = 0.8
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    """The share connected, and the largest of the other groups."""
+    """The share connected, and the largest of the other groups, with a rival where there is one."""
     share = {who: sum(row["share"] for row in rows if row["who_must_act"] == who) for who in WHO_MUST_ACT}
     if not any(share.values()):
         return "Connection status of members"
-    found = f"{style.percent(share.pop('nobody'))} of members are connected"
-    most = max(share, key=share.__getitem__)
-    return found + (f"; {_SAID[most].format(style.percent(share[most]))}" if share[most] else "")
+    connected = style.percent(share.pop("nobody"))
+    first, *others = sorted(share, key=share.__getitem__, reverse=True)
+    if not share[first]:
+        return f"{connected} of members are connected"
+    if first in _STATES:
+        return f"{connected} of members are connected; {style.percent(share[first])} {_STATES[first]}"
+    rivals = [who for who in others if who in _ACTORS and share[who] >= _RIVAL * share[first]]
+    found = f"{connected} {'' if rivals else 'of members '}are connected; {_ACTORS[first]} must act on {style.percent(share[first])}"
+    return found + "".join(f", {_ACTORS[who]} on {style.percent(share[who])}" for who in rivals)
 
 
 def _bar(ax: Axes, place: int, row: Row, sizes: Mapping[Any, Sequence[Row]], longest: float) -> None:

@@ -7,7 +7,7 @@ and everything written into one goes through `words`, so that a bank's name is n
 import unicodedata
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,11 +184,11 @@ def title(ax: Axes, finding: str, subtitle: str) -> float:
         return 0.5
     width, height = inches(ax)
     room, at = width - 2 * EDGE, height - EDGE
-    for line in wrapped(finding, room, TITLE, bold=True)[:3]:
+    for line in balanced(finding, room, TITLE, bold=True)[:4]:
         words(fig, EDGE / width, at / height, line, size=TITLE, weight="bold", color=theme.ink, va="top")
         at -= 0.24
     at -= 0.05
-    for line in wrapped(subtitle, room, SUBTITLE)[:3]:
+    for line in balanced(subtitle, room, SUBTITLE)[:3]:
         words(fig, EDGE / width, at / height, line, size=SUBTITLE, color=theme.muted, va="top")
         at -= 0.165
     return height - at
@@ -200,13 +200,14 @@ def foot(fig: Figure, left_text: str, stamp: str = "") -> None:
     width, height = (float(size) for size in fig.get_size_inches())
     taken = text_width(stamp, FOOT + 0.5, bold=True) + 0.2 if stamp else 0.0
     lines = wrapped(left_text, width - 2 * EDGE - taken, FOOT)
-    if len(lines) > 2:
-        lines = [lines[0], cut(" ".join(lines[1:]), width - 2 * EDGE - taken, FOOT)]
+    if len(lines) > 3:
+        lines = [*lines[:2], cut(" ".join(lines[2:]), width - 2 * EDGE - taken, FOOT)]
+    lowest = 0.12 if len(lines) < 3 else 0.07
     for place, line in enumerate(reversed(lines)):
         words(
             fig,
             EDGE / width,
-            (0.12 + 0.125 * place) / height,
+            (lowest + 0.12 * place) / height,
             line,
             size=FOOT,
             color=theme.muted,
@@ -215,7 +216,7 @@ def foot(fig: Figure, left_text: str, stamp: str = "") -> None:
     if stamp:
         at = 1 - EDGE / width
         style = {"size": FOOT + 0.5, "weight": "bold", "color": theme.label["mx"]}
-        words(fig, at, 0.12 / height, stamp, ha="right", va="bottom", **style)
+        words(fig, at, lowest / height, stamp, ha="right", va="bottom", **style)
 
 
 def theme_of(ax: Axes) -> Theme:
@@ -258,14 +259,16 @@ def _advance(letter: str, bold: bool) -> float:  # noqa: FBT001
 
 
 def clean(text: str) -> str:
-    """Text that is safe to draw: one line, no control or direction marks, ▯ for letters the font lacks."""
+    """Text that is safe to draw: one line, no control or direction marks, ▯ for letters the font lacks and for no letter at all."""
     line = " ".join(str(text).split())
     kept = (
         letter for letter in line if unicodedata.category(letter) not in {"Cc", "Cf", "Cs", "Co", "Mn", "Me"}
     )
-    return "".join(letter if ord(letter) in _letters() else "▯" for letter in kept)
+    shown = "".join(letter if ord(letter) in _letters() else "▯" for letter in kept)
+    return shown if shown.strip() or not text else "▯"
 
 
+@lru_cache(4_096)
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Inches that a line takes."""
     return size * HINTED * sum(_advance(letter, bold) for letter in clean(text))
@@ -288,15 +291,33 @@ def cut(text: str, room: float, size: float, *, bold: bool = False) -> str:
     return body[:keep].rstrip() + "…" + tail
 
 
+def named(name: str) -> str:
+    """A name that leaves room for the rest of its title, on a phone too."""
+    return cut(name, 2.6, TITLE, bold=True)
+
+
 def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
     """Lines of whole words that fit into so many inches."""
     lines: list[str] = []
+    used, space = 0.0, size * HINTED * _advance(" ", bold)
     for word in clean(text[:400]).split(" "):
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size, bold=bold) <= room:
-            lines[-1] = longer
+        more = space + text_width(word, size, bold=bold)
+        if lines and used + more <= room:
+            lines[-1], used = f"{lines[-1]} {word}", used + more
         else:
             lines.append(cut(word, room, size, bold=bold))
+            used = more - space
+    return lines
+
+
+def balanced(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
+    """As `wrapped`, in as many lines but of more equal lengths: no last word stands alone."""
+    lines = wrapped(text, room, size, bold=bold)
+    for part in (0.9, 0.8, 0.7, 0.6) if len(lines) > 1 else ():
+        narrower = wrapped(text, room * part, size, bold=bold)
+        if len(narrower) > len(lines) or " ".join(narrower) != " ".join(lines):
+            break
+        lines = narrower
     return lines
 
 
