@@ -8,7 +8,9 @@ from ipywidgets.widgets.widget import _instances
 from widgets_sample import HOSTILE, snapshot
 
 import mxlab as mx
+from mxlab import charts
 from mxlab.analysis import findings
+from mxlab.plots import style
 
 TOMORROW = date(2026, 11, 24)
 
@@ -67,6 +69,54 @@ def test_a_rule_and_an_institution_lead_to_the_very_rows(audit, snap):
     assert 0 < len(audit.rows) < 5
 
 
+def test_the_picture_is_of_what_is_chosen(audit, snap):
+    every = bytes(audit.picture.value)
+    found = findings(snap.members)
+    audit.rule.value = "time-in-future"
+    one = bytes(audit.picture.value)
+    bank = audit.rows["institution"].iloc[0]
+    audit.institution.value = bank
+    here = bytes(audit.picture.value)
+    assert len({every, one, here}) == 3
+    said = f"findings of time-in-future at {bank}"
+    assert f"shown: {said}" in audit.picture.tooltip
+    rows = found[found["rule"].eq("time-in-future") & found["institution"].eq(bank)]
+    axes = mx.draw("findings_by_institution", snap.narrowed(rows, said))
+    assert str(len(rows)) in [text.get_text() for text in axes.texts]
+    assert here == charts.png(style.root(axes))
+    audit.rule.value, audit.institution.value = "", audit.institution.options[0][1]
+    assert bytes(audit.picture.value) == every
+
+
+def test_the_gravest_come_first_and_sort_by_what_they_mean(audit):
+    rank = ["error", "warning", "notice"]
+    for rows in (audit.rows, audit.table.rows):
+        order = [rank.index(each) for each in rows["severity"]]
+        assert order == sorted(order)
+        assert len(set(order)) > 1
+    audit.table.sort_by.value, audit.table.descending.value = "severity", True
+    assert audit.table.rows["severity"].iloc[0] == "notice"
+
+
+def test_what_was_waived_elsewhere_can_be_given(snap):
+    first = mx.Audit(snap)
+    first.rule.value, first.reason.value, first.until.value = "time-in-future", "ticket 4711", TOMORROW
+    first.waive.click()
+    again = mx.Audit(snap, waivers=first.waivers)
+    assert again.waivers == first.waivers
+    assert "5 waived" in again.said.value
+    assert len(again.rows) == len(first.rows)
+
+
+def test_waiving_draws_once(audit, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(audit.picture, "draw", lambda *known: drawn.append(known))
+    audit.rule.value, audit.reason.value, audit.until.value = "time-in-future", "known", TOMORROW
+    drawn.clear()
+    audit.waive.click()
+    assert len(drawn) == 1
+
+
 def test_waiving_needs_a_rule_a_reason_and_a_day_to_come(audit):
     audit.waive.click()
     assert "Choose the rule" in audit.done.value
@@ -118,6 +168,22 @@ def test_saved_rows_are_those_in_view_and_name_nobody(audit, tmp_path, monkeypat
     audit.identities.value = True
     audit.save.click()
     assert pd.read_csv(file)["guid"].tolist() == audit.rows["guid"].tolist()
+    audit.institution.value = bank = audit.rows["institution"].iloc[0]
+    audit.save.click()
+    there = tmp_path / f"mxlab-sample-time-in-future-{bank.replace(' ', '-')}.csv"
+    assert len(pd.read_csv(there)) == len(audit.rows) < 5
+
+
+@pytest.mark.parametrize("bank", ["../../etc/passwd", "N" * 300, "a\x00b/c\\d", "", "مصرف", ". ."])
+def test_a_name_of_a_bank_leads_to_no_other_folder(bank, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    audit = mx.Audit(defective([bank]))
+    audit.institution.value = bank
+    audit.save.click()
+    assert "Saved" in audit.done.value
+    (file,) = tmp_path.rglob("*.*")
+    assert file.parent == tmp_path
+    assert len(file.name) < 80
 
 
 def test_names_do_no_harm():

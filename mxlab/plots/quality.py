@@ -8,6 +8,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from mxlab.plots import style
 from mxlab.plots.style import SMALL, words
 
+#: Room for so many, if there are fewer: a lone finding is a cell and not a wall.
+_ROWS, _COLUMNS = 3, 6
+
 
 def findings_by_institution(
     summary: pd.DataFrame,
@@ -34,7 +37,7 @@ def findings_by_institution(
     totals = summary.groupby("institution", observed=True)["count"].sum().sort_values(ascending=False)
     banks = [name for name in totals.index if name != "all other"][: 5 if width < 600 else 12]
     banks += ["all other"] if len(totals) > len(banks) else []
-    ax, theme = style.axes(ax, width=width, height=260 + 24 * max(len(rules), 3), dark=dark)
+    ax, theme = style.axes(ax, width=width, height=260 + 24 * max(len(rules), _ROWS), dark=dark)
     headline = "No record fails a rule"
     if rules:
         broken = int(summary.loc[summary["severity"] == "error", "count"].sum())
@@ -79,6 +82,7 @@ def findings_by_institution(
     for y, rule in enumerate(rules):
         words(ax, at, y, f"{whole[rule]:,}", **beside)
     words(ax, at, -0.85, "records", **beside)
-    ax.set_xlim(-0.55, len(banks) - 0.45)
+    ax.set_xlim(-0.55, max(len(banks), _COLUMNS) - 0.45)
+    ax.set_ylim(max(len(rules), _ROWS) - 0.4, -0.6)
     ax.set_xticks([])
     return ax

@@ -203,11 +203,11 @@ def foot(fig: Figure, left_text: str, stamp: str = "") -> None:
     if len(lines) > 3:
         lines = [*lines[:2], cut(" ".join(lines[2:]), width - 2 * EDGE - taken, FOOT)]
     lowest = 0.12 if len(lines) < 3 else 0.07
-    for place, line in enumerate(reversed(lines)):
+    for place, line in enumerate(lines, start=1):  # in the order of reading: `caption` is made of it
         words(
             fig,
             EDGE / width,
-            (lowest + 0.12 * place) / height,
+            (lowest + 0.12 * (len(lines) - place)) / height,
             line,
             size=FOOT,
             color=theme.muted,

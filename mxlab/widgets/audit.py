@@ -1,6 +1,7 @@
 """`Audit`: the findings of the quality rules, down to the rows; waive, take away."""
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _COLUMNS = (
     "guid",
 )
 _SEVERITIES = ("error", "warning", "notice")
+#: How much of an institution's name a file gets.
+_NAME_LETTERS = 40
 _ALL = ""
 #: No names, so that no institution can be taken for them, whatever it is called.
 _EVERYWHERE, _UNNAMED = ("all",), ("not known",)
@@ -45,15 +48,17 @@ class Audit(VBox):
         What to look at.
     against
         An earlier Snapshot: fields that had values then and have none now are found.
+    waivers
+        What has been waived before: `mxlab.analysis.Waiver`, as another Audit's ``waivers``.
     width, dark
         Of the picture: pixels; on dark paper.
 
     Attributes
     ----------
     found
-        What `mxlab.analysis.findings` gives, with the waivers so far.
+        What `mxlab.analysis.findings` gives, with the waivers so far, the gravest first.
     waivers
-        What has been waived here: a tuple of `mxlab.analysis.Waiver`, which `findings` takes again.
+        What is waived: a tuple of `mxlab.analysis.Waiver`, which `findings` and another Audit take again.
     rule, institution, reason, until, waive, kind, identities, save
         The controls; setting their values is choosing.
     picture, table
@@ -61,11 +66,18 @@ class Audit(VBox):
     """
 
     def __init__(
-        self, snap: Snapshot, against: Snapshot | None = None, *, width: int = 800, dark: bool = False
+        self,
+        snap: Snapshot,
+        against: Snapshot | None = None,
+        *,
+        waivers: Sequence[Waiver] = (),
+        width: int = 800,
+        dark: bool = False,
     ) -> None:
         self._snap = snap
         self._previous = None if against is None else against.members
-        self.waivers: tuple[Waiver, ...] = ()
+        self.waivers = tuple(waivers)
+        self._is_offering = False
         self.rule = Select(description="Rule", rows=10, layout=Layout(width="auto"))
         self.institution = Dropdown(description="Institution", layout=Layout(width="auto"))
         self.said, self.about, self.done = HTML(), HTML(), HTML()
@@ -101,23 +113,26 @@ class Audit(VBox):
 
     def _find(self) -> None:
         """Hold the records against the rules, and offer the rules and institutions that have findings."""
-        self.found = findings(self._snap.members, previous=self._previous, waivers=self.waivers)
+        found = findings(self._snap.members, previous=self._previous, waivers=self.waivers)
+        severity = pd.Categorical(found["severity"], categories=_SEVERITIES, ordered=True)
+        order = np.argsort(severity.codes, kind="stable")
+        self.found = found.assign(severity=severity).iloc[order].reset_index(drop=True)
         self._open = ~self.found["is_waived"].to_numpy(dtype=bool)
         rows = self.found.loc[self._open]
         counts = rows.groupby(["severity", "rule"], observed=True).size().rename("count").reset_index()
-        counts["rank"] = counts["severity"].map(_SEVERITIES.index)
-        counts = counts.sort_values(["rank", "count"], ascending=[True, False])
+        counts = counts.sort_values(["severity", "count"], ascending=[True, False])
         listed = zip(counts["severity"], counts["rule"], counts["count"], strict=True)
         options = [(f"{severity}  {rule}  {count:,}", rule) for severity, rule, count in listed]
         banks = rows["institution"].value_counts()
         banks = banks[banks > 0]
         named = [(f"{displayed(name)}  {count:,}", name) for name, count in banks.items()]
+        self._is_offering = True
         self.rule.options = [(f"every rule  {len(rows):,}", _ALL), *options]
         missing = int(rows["institution"].isna().sum())
         unnamed = [(f"not known  {missing:,}", _UNNAMED)] if missing else []
         self.institution.options = [("all", _EVERYWHERE), *named, *unnamed]
         self.rule.value, self.institution.value = _ALL, _EVERYWHERE
-        self.picture.draw("findings_by_institution", self._snap.narrowed(self.found, "findings"))
+        self._is_offering = False
         self._show()
 
     @cached_property
@@ -142,9 +157,26 @@ class Audit(VBox):
             mask &= banks.eq(bank).to_numpy(dtype=bool, na_value=False)
         return mask
 
+    @property
+    def _bank(self) -> str:
+        """The institution that is chosen, in words; empty for all of them."""
+        chosen = self.institution.value
+        if chosen == _EVERYWHERE:
+            return ""
+        return "not known" if chosen == _UNNAMED else displayed(chosen) or "“”"
+
+    @property
+    def _words(self) -> str:
+        """What is chosen, in words."""
+        what = f"findings of {self.rule.value}" if self.rule.value else "findings"
+        return f"{what} at {self._bank}" if self._bank else what
+
     def _show(self, _: object = None) -> None:
+        if self._is_offering:  # what is chosen is between two worlds
+            return
         mask = self._mask
         self.table.restrict(mask)
+        self.picture.draw("findings_by_institution", self._snap.narrowed(self.found.loc[mask], self._words))
         waived = int(np.count_nonzero(~self._open))
         parts = [f"{mask.sum():,} of {self._open.sum():,} findings in {self.found.attrs['n']:,} records"]
         parts += [f"{waived:,} waived"] if waived else []
@@ -184,7 +216,9 @@ class Audit(VBox):
 
     def _save(self, _: object = None) -> None:
         run = re.sub(r"[^\w.-]+", "-", str(self._snap.manifest.get("run")))
-        path = Path(f"mxlab-{run}-{self.rule.value or 'findings'}.{self.kind.value}")
+        bank = re.sub(r"[^\w.-]+", "-", displayed(self._bank))[:_NAME_LETTERS].strip("-")
+        parts = ["mxlab", run, self.rule.value or "findings", bank]
+        path = Path(f"{'-'.join(filter(None, parts))}.{self.kind.value}")
         try:
             export(self.rows, path, identities=self.identities.value)
         except MxlabError as error:

@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 #: Columns whose categories have an order of their own; the others go by the alphabet.
-_BY_MEANING = {"connection_status", "from_status", "to_status", "who_must_act", "outcome"}
+_BY_MEANING = {"connection_status", "from_status", "to_status", "who_must_act", "outcome", "severity"}
 
 STYLE = """<style>
 .mxlab-table { overflow-x: auto; }
