@@ -2,14 +2,18 @@
 
 import io
 import itertools
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import image
 from matplotlib.figure import Figure
 from test_analysis_history import LENGTHS, renewal
 from test_analysis_worlds import Coverage, log, with_status, world
 
 from mxlab import analysis, plots
+from mxlab.charts import png
 from mxlab.nexus.status import WHO_MUST_ACT
 from mxlab.plots import style
 
@@ -432,3 +436,54 @@ def test_flow_of_who_must_act_has_a_ribbon_for_each_move(frames):
     outlines = [ribbon.get_paths()[0].vertices for ribbon in ax.collections]
     wide = [np.ptp(outline[outline[:, 0] == 0, 1]) for outline in outlines]
     assert sorted(wide) == pytest.approx(sorted(summary["count"] / summary["count"].sum()))
+
+
+BASELINES = Path(__file__).parent / "baselines"
+#: Other versions set letters half a pixel apart, which is more than a missing word makes.
+BASELINES_ARE_OF = "3.11"
+#: Root mean square of the difference of two pictures at half their size, 0 to 255. A bar in another colour makes
+#: 1.6, a word that is missing from the foot 3.4.
+MOST_APART = 1.5
+
+
+def apart(left, right):
+    """How different two pictures are; infinitely where their sizes are."""
+    pictures = [image.imread(each)[..., :3] * 255.0 for each in (left, right)]
+    if pictures[0].shape != pictures[1].shape:
+        return np.inf
+    height, width = (length // 2 * 2 for length in pictures[0].shape[:2])
+    halves = [
+        picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+        for picture in pictures
+    ]
+    return float(np.sqrt(np.mean((halves[0] - halves[1]) ** 2)))
+
+
+def test_another_colour_or_a_missing_word_is_another_picture(summaries, tmp_path):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    for path, change in (
+        (first, style.root),
+        (second, lambda ax: ax.patches[16].set_facecolor("#1f9583")),
+        (second, lambda ax: style.root(ax).texts[1].remove()),
+    ):
+        ax = plots.status_counts(summaries["status_counts"], width=480)
+        change(ax)
+        path.write_bytes(png(style.root(ax)))
+        assert (apart(first, path) > MOST_APART) == (path == second)
+
+
+@pytest.mark.parametrize("name", ["status_counts", "aggregation_latency", "run_timeline", "flow"])
+def test_a_picture_is_as_it_was_looked_at(summaries, name, tmp_path):
+    if not mpl.__version__.startswith(f"{BASELINES_ARE_OF}."):
+        pytest.skip(f"pictures are compared under matplotlib {BASELINES_ARE_OF}, not {mpl.__version__}")
+    path, drawn_now = BASELINES / f"{name}.png", tmp_path / f"{name}.png"
+    ax = getattr(plots, name)(summaries[name], width=480)
+    style.foot(style.root(ax), "run r1 · seed 7 · mxlab 0.1 · 1,982 of 2,000 users answered", "SIMULATED")
+    drawn_now.write_bytes(png(style.root(ax)))
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(drawn_now.read_bytes())
+        pytest.fail(f"{path} was not there and is now: look at it, then commit it")
+    assert apart(path, drawn_now) <= MOST_APART, (
+        f"{drawn_now} differs: look at it, and remove {path} if it is right"
+    )
