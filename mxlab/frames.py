@@ -107,7 +107,7 @@ is_oauth                            flag      MX: connected by OAuth
 is_user_created                     flag      MX: created by the user
 metadata                            text      MX: opaque text of the partner's
 use_cases                           texts     MX: PFM, MONEY_MOVEMENT
-extra                               text      JSON of fields that MX has not documented
+extra                               text      JSON of fields that MX has not documented, and of times that say null
 """
     ),
     "changes": _columns(

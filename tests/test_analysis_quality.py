@@ -233,5 +233,26 @@ def test_a_defect_of_the_simulator_is_found_by_exactly_its_rules(tmp_path, kind)
     assert len(snap.rejects) == (planted if kind in PLANTED and PLANTED[kind] is None else 0)
 
 
+def test_a_time_that_says_null_is_missing_and_found(tmp_path):
+    snap, planted = read(tmp_path, "time_text_null")
+    found = analysis.findings(snap.members)
+    counts = found.attrs["counts"]
+    assert counts["text-says-null"] == planted > 0
+    assert counts["fields-undocumented"] == 0
+    bad = found.loc[found["rule"] == "text-says-null"]
+    assert bad["successfully_aggregated_at"].isna().all()
+    assert (bad["extra"] == '{"successfully_aggregated_at":"null"}').all()
+
+
+def test_a_time_that_says_null_does_not_hide_an_undocumented_field():
+    members = world(3)
+    members["extra"] = pd.array(
+        ['{"aggregated_at":"null","new":1}', '{"new":1,"successfully_aggregated_at":"null"}', None],
+        dtype="string[pyarrow]",
+    )
+    counts = analysis.findings(members).attrs["counts"]
+    assert counts["text-says-null"] == counts["fields-undocumented"] == 2
+
+
 def test_every_defect_of_the_simulator_has_its_line():
     assert set(PLANTED) | {"time_text_null", "connected_without_success"} == set(DEFECTS_OF_RECORDS)

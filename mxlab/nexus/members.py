@@ -27,7 +27,8 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     metadata
         Opaque text of the partner's; never parsed.
     extra
-        Fields that MX has not documented, as JSON text; None where there are none.
+        Fields that MX has not documented, and times that are the word null, as JSON text; None where there are
+        none.
     """
 
     guid: str
@@ -106,8 +107,8 @@ def read_member(record: Any) -> Member:
     Returns
     -------
     Member
-        Unknown fields are kept in `extra`; the string ``"null"`` counts as null where a time belongs;
-        metadata that is no text is kept as JSON text.
+        Unknown fields are kept in `extra`; the string ``"null"`` counts as null where a time belongs, and is
+        kept there too; metadata that is no text is kept as JSON text.
 
     Raises
     ------
@@ -117,7 +118,7 @@ def read_member(record: Any) -> Member:
     Examples
     --------
     >>> read_member({"guid": "MBR-1", "aggregated_at": "null", "colour": "red"}).extra
-    '{"colour":"red"}'
+    '{"aggregated_at":"null","colour":"red"}'
     """
     if not isinstance(record, dict):
         raise Unreadable("record_is_no_object")
@@ -129,7 +130,11 @@ def read_member(record: Any) -> Member:
         known[name] = read_time(known.get(name))
     if not isinstance(known.get("metadata"), str | None):
         known["metadata"] = msgspec.json.encode(known["metadata"]).decode()
-    unknown = {name: value for name, value in record.items() if name not in FIELDS}
+    unknown = {
+        name: value
+        for name, value in record.items()
+        if name not in FIELDS or (value == "null" and name in MEMBER_TIMES)
+    }
     if unknown:
         known["mxlab:extra"] = msgspec.json.encode(unknown).decode()
     try:
