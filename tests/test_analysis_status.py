@@ -101,6 +101,30 @@ def test_by_institution_names_the_largest_and_what_stands_out():
     assert shares.attrs["finding"]["share"] == pytest.approx(0.37, abs=0.05)
 
 
+def test_what_stands_out_is_what_all_tests_together_say():
+    members = world(3_000)
+    rng, found = np.random.default_rng(3), []
+    for bad in (0, 4, 8, 10, 12, 14, 16, 30) * 3:
+        spoiled = np.zeros(3_000, bool)
+        for bank in ("Bank 001", "Bank 003", "Bank 030"):
+            mine = np.flatnonzero(members["institution"] == bank)
+            spoiled[rng.choice(mine, min(bad, len(mine)), replace=False)] = True
+        frame = with_status(members, spoiled, "FAILED")
+        counts = frame.groupby("institution", observed=True)["who_must_act"].agg(
+            [lambda who: (who == "mx").sum(), "size"]
+        )
+        (k, n), (mine, total) = counts.sum(), counts.to_numpy().T
+        q = stats.false_discovery_control(stats.hypergeom.sf(mine - 1, n, k, total))
+        above = mine / total - (k - mine) / (n - total)
+        named = counts.index.isin(counts["size"].nlargest(9).index)
+        passed = (q <= 0.05) & (mine / total >= 1.5 * (k - mine) / (n - total)) & named
+        expected = counts.index[np.where(passed, above, -1).argmax()] if passed.any() else None
+        finding = analysis.status_by_institution(frame).attrs["finding"]
+        assert (finding and finding["institution"]) == expected
+        found.append(expected)
+    assert 4 < sum(map(bool, found)) < 20
+
+
 @pytest.mark.parametrize(
     "summary", [analysis.status_counts, analysis.who_must_act, analysis.status_by_institution]
 )

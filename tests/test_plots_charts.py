@@ -154,9 +154,18 @@ def test_bars_of_status_equal_the_summary(summaries):
 def test_stacks_by_institution_equal_the_summary(summaries):
     shares = summaries["status_by_institution"]
     ax = plots.status_by_institution(shares)
-    widths = np.array([bar.get_width() for bar in ax.patches]).reshape(-1, len(WHO_MUST_ACT))
-    assert widths.ravel() == pytest.approx(shares["share"].to_numpy())
-    assert widths.sum(axis=1) == pytest.approx(np.ones(len(widths)))
+    drawn = {}
+    for bars in ax.collections:
+        for box in (path.get_extents() for path in bars.get_paths()):
+            drawn[round(box.y0 + box.height / 2), bars.get_label()] = box.x0, box.x1
+    rows = shares.groupby("institution", sort=False).ngroup()
+    there = shares[shares["share"] > 0]
+    expected = there.set_index([rows[there.index], "who_must_act"])["share"].to_dict()
+    assert {bar: end - start for bar, (start, end) in drawn.items()} == pytest.approx(expected)
+    for row in set(rows):
+        ends = [drawn[row, who] for who in WHO_MUST_ACT if (row, who) in drawn]
+        assert [start for start, _ in ends] == pytest.approx([0.0, *(end for _, end in ends[:-1])])
+        assert ends[-1][1] == pytest.approx(1)
 
 
 def test_curve_of_latency_equals_the_summary(summaries):

@@ -1,5 +1,6 @@
 import gc
 import threading
+from datetime import datetime
 
 import pytest
 from ipywidgets import Output
@@ -10,6 +11,7 @@ from widgets_sample import HOSTILE, snapshot
 import mxlab as mx
 from mxlab import charts
 from mxlab.errors import ConfigError
+from mxlab.frames import Snapshot
 from mxlab.widgets import Explorer
 from mxlab.widgets.filters import one_of
 
@@ -20,10 +22,12 @@ CHOICES = {
     "oauth": False,
     "use_case": "PFM",
     "success": "1 to 7 days ago",
+    "since": datetime.fromisoformat("2026-11-22 06:00"),
+    "until": datetime.fromisoformat("2026-11-23 03:30"),
 }
 
-#: The charts of one Snapshot.
-ONE = [name for name, chart in mx.CHARTS.items() if not chart.of_two]
+#: The charts of one Snapshot of one run.
+ONE = [name for name, chart in mx.CHARTS.items() if not chart.of_two and not chart.of_many]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,8 @@ def test_every_chart_can_be_chosen_and_its_line_draws_the_same(explorer, snap, n
     explorer.chart.value = name
     assert explorer.line == f"mx.draw({name!r}, snap)"
     assert drawn(explorer.line, snap) == explorer.picture.value
+    explorer.filters.institution.value = CHOICES["institution"]
+    assert drawn(explorer.line, snap) == explorer.picture.value
 
 
 @pytest.mark.parametrize("control", CHOICES)
@@ -71,7 +77,7 @@ def test_filters_hold_together_and_show_all_drops_them(explorer, snap):
     before = explorer.picture.value
     for control, value in CHOICES.items():
         explorer.filters.controls[control].value = value
-    assert len(explorer.filters.conditions) == 6
+    assert len(explorer.filters.conditions) == 7
     assert drawn(explorer.line, snap) == explorer.picture.value
     explorer.filters.reset.click()
     assert explorer.filters.conditions == ()
@@ -163,6 +169,44 @@ def test_a_snapshot_without_members_is_shown(tmp_path):
 def test_an_unknown_chart_is_named(snap):
     with pytest.raises(ConfigError, match="there is no chart 'pie'"):
         Explorer(snap, "pie")
+
+
+def test_charts_of_several_runs_are_offered_where_there_are_several(snap, tmp_path):
+    store = mx.Store(tmp_path)
+    runs = ("monday", "tuesday")
+    for seed, run in enumerate(runs):
+        part = snapshot(90, seed=seed)
+        store.append(Snapshot({**part.manifest, "run": run}, part.coverage, part.failures, part.table))
+    several = {name for name, chart in mx.CHARTS.items() if chart.of_many}
+    assert several
+    assert several.isdisjoint(name for _, name in Explorer(snap).chart.options)
+    with pytest.raises(ConfigError, match="no chart 'status_history' of this snapshot"):
+        Explorer(snap, "status_history")
+    with pytest.raises(ConfigError, match="no chart 'transitions' of this snapshot"):
+        Explorer(snap, "transitions")
+    history = store.load(runs=runs)
+    explorer = Explorer(history, "status_history")
+    assert several <= {name for _, name in explorer.chart.options}
+    for name in several:
+        explorer.chart.value = name
+        explorer.filters.who.value = ("user",)
+        assert drawn(explorer.line, history) == explorer.picture.value
+
+
+def test_the_old_picture_is_dimmed_while_a_curve_is_computed(explorer, monkeypatch):
+    explorer.chart.value = "aggregation_latency"
+    seen, draw = [], charts.draw
+
+    def watched(*args, **options):
+        seen.append(("mxlab-stale" in explorer.picture._dom_classes, explorer.picture.value == before))
+        return draw(*args, **options)
+
+    monkeypatch.setattr(charts, "draw", watched)
+    before = explorer.picture.value
+    explorer.filters.oauth.value = True
+    assert seen == [(True, True)]
+    assert explorer.picture.value != before
+    assert "mxlab-stale" not in explorer.picture._dom_classes
 
 
 def test_a_notebook_without_widgets_shows_the_picture(explorer):

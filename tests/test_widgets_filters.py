@@ -1,8 +1,11 @@
+from datetime import datetime
+
 import numpy as np
+import pandas as pd
 import pytest
 from widgets_sample import snapshot
 
-from mxlab.widgets.filters import Filters, has_use_case, is_oauth, last_success, one_of
+from mxlab.widgets.filters import Filters, between, has_use_case, is_oauth, last_success, one_of
 
 CONDITIONS = [
     one_of("bank", "institution", ["Bank 1", 'it\'s "quoted"']),
@@ -10,6 +13,13 @@ CONDITIONS = [
     is_oauth(True),
     is_oauth(False),
     has_use_case("MONEY_MOVEMENT"),
+    between(
+        "aggregated_at",
+        datetime.fromisoformat("2026-11-22 12:30"),
+        datetime.fromisoformat("2026-11-23 09:00"),
+    ),
+    between("successfully_aggregated_at", None, datetime.fromisoformat("2026-11-22")),
+    between("aggregated_at", datetime.fromisoformat("2026-11-23"), None),
     *(last_success(words) for words in ("within a day", "1 to 7 days ago", "more than 7 days ago", "never")),
 ]
 
@@ -34,6 +44,34 @@ def test_the_times_of_success_are_a_partition(members):
         for each in ("within a day", "1 to 7 days ago", "more than 7 days ago", "never")
     ]
     assert np.array_equal(np.sum(parts, axis=0), np.ones(len(members)))
+
+
+def test_a_range_has_its_first_moment_and_not_its_last(members):
+    at = pd.to_datetime(members["seen_at"].iloc[0]).tz_localize(None).to_pydatetime()
+    hour = pd.Timedelta(hours=1)
+    assert between("seen_at", at, at + hour).mask(members).all()
+    assert not between("seen_at", at - hour, at).mask(members).any()
+    words = "looked at from 2026-11-23 12:00 until 2026-11-23 13:00 UTC"
+    assert between("seen_at", at, at + hour).words == words
+
+
+def test_a_range_is_of_the_chosen_time_and_show_all_opens_it(members):
+    filters = Filters(members)
+    filters.moment.value = "successfully_aggregated_at"
+    assert filters.conditions == ()
+    filters.since.value, filters.until.value = (
+        datetime.fromisoformat("2026-11-20"),
+        datetime.fromisoformat("2026-11-22"),
+    )
+    times = members["successfully_aggregated_at"].dt.tz_localize(None).to_numpy()
+    inside = (times >= np.datetime64("2026-11-20")) & (times < np.datetime64("2026-11-22"))
+    assert 0 < inside.sum() < len(members)
+    assert np.array_equal(filters.mask(members), inside)
+    filters.moment.value = "seen_at"
+    assert not filters.mask(members).any()
+    filters.clear()
+    assert (filters.moment.value, filters.since.value) == ("aggregated_at", None)
+    assert filters.mask(members) is None
 
 
 def test_options_are_what_occurs_with_how_often(members):

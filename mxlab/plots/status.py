@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from mxlab.nexus.status import STATUSES, WHO_MUST_ACT
 from mxlab.plots import style
@@ -184,12 +186,15 @@ def status_by_institution(
     if not names:
         style.nothing(ax)
         return ax
-    for place, (name, part) in enumerate(summary.groupby("institution", sort=False, observed=True)):
-        _stack(ax, place, part)
+    _stacks(ax, summary)
+    side = ax.get_yaxis_transform()
+    firsts = summary.groupby("institution", sort=False, observed=True)[["n", "share"]].first()
+    for place, (name, n, share) in enumerate(firsts.itertuples()):
         bold = "bold" if finding and finding["institution"] == name else "normal"
-        side = ax.get_yaxis_transform()
         words(ax, -0.015, place, shown[place], transform=side, ha="right", color=theme.ink, weight=bold)
-        words(ax, 1.014, place, f"{int(part['n'].iloc[0]):,}", transform=side, color=theme.muted, size=SMALL)
+        words(ax, 1.014, place, f"{n:,}", transform=side, color=theme.muted, size=SMALL)
+        if share > 0.09:
+            words(ax, 0.012, place, f"{share * 100:.0f} %", color="#ffffff", weight="bold", size=SMALL)
     ax.set_xlim(0, 1)
     ax.set_ylim(len(names) - 0.45, -0.55)
     ax.set_yticks([])
@@ -206,15 +211,24 @@ def _excess(finding: Row | None) -> str:
     )
 
 
-def _stack(ax: Axes, place: int, part: pd.DataFrame) -> None:
-    theme, start = style.theme_of(ax), 0.0
-    for who, share in zip(part["who_must_act"], part["share"], strict=True):
-        edge: dict[str, Any] = {"edgecolor": theme.paper, "linewidth": 0.9, "hatch": style.HATCHES.get(who)}
-        ax.barh(place, share, left=start, height=0.7, color=theme.who[who], **edge)
-        start += share
-    first = float(part["share"].iloc[0])
-    if first > 0.09:
-        words(ax, 0.012, place, f"{first * 100:.0f} %", color="#ffffff", weight="bold", size=SMALL)
+def _stacks(ax: Axes, summary: pd.DataFrame) -> None:
+    """The shares of each row end to end; all of one colour are one artist, which draws much faster than as many bars."""
+    theme = style.theme_of(ax)
+    rows = summary.groupby("institution", sort=False, observed=True)
+    ends = summary.assign(row=rows.ngroup(), end=rows["share"].cumsum())
+    for word, part in ends[ends["share"] > 0].groupby("who_must_act", observed=True):
+        who = str(word)
+        row, end, start = part["row"], part["end"], part["end"] - part["share"]
+        corners = [(start, row - 0.35), (end, row - 0.35), (end, row + 0.35), (start, row + 0.35)]
+        bars = PolyCollection(
+            list(np.moveaxis(np.array(corners), -1, 0)),
+            label=who,
+            facecolor=theme.who[who],
+            edgecolor=theme.paper,
+            linewidth=0.9,
+            hatch=style.HATCHES.get(who),
+        )
+        ax.add_collection(bars, autolim=False)
 
 
 def _key(ax: Axes, summary: pd.DataFrame) -> None:

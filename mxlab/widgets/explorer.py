@@ -37,19 +37,30 @@ _COLUMNS = (
     "session",
     "guid",
 )
+_STATUS = ["connection_status", "user_state"]
+_ACTING = ["institution", "who_must_act", "user_state"]
+_TIMES = [
+    "outcome",
+    "who_must_act",
+    "session",
+    "aggregation_seconds_low",
+    "aggregation_seconds_high",
+    "job_seconds",
+    "user_state",
+]
 #: What the summaries take of a members frame; a chart that is not here gets every column, which is slower.
 _NEEDS = {
-    "status_counts": ["connection_status", "user_state"],
-    "status_by_institution": ["institution", "connection_status", "user_state"],
-    "aggregation_latency": [
-        "outcome",
-        "who_must_act",
-        "session",
-        "aggregation_seconds_low",
-        "aggregation_seconds_high",
-        "job_seconds",
-        "user_state",
-    ],
+    "status_counts": _STATUS,
+    "who_must_act": _STATUS,
+    "status_by_institution": [*_STATUS, "institution"],
+    "aggregation_latency": _TIMES,
+    "outcomes_over_time": _TIMES,
+    "latency_quantiles": [*_TIMES, "institution"],
+    "slow_institutions": [*_TIMES, "institution"],
+    "freshness": [*_STATUS, "age_seconds", "eligible"],
+    "outage_scan": [*_ACTING, "aggregated_at", "seen_at"],
+    "institution_funnel": _ACTING,
+    "attributable_share": _ACTING,
 }
 _FILES = {
     **{f"members as {kind}": ("members", kind) for kind in ("csv", "xlsx", "parquet", "json")},
@@ -73,7 +84,7 @@ class Explorer(VBox):
     snap
         What to look at.
     chart
-        One of `mxlab.CHARTS`, to begin with.
+        One of `mxlab.CHARTS`, to begin with: of one Snapshot; those of changes between runs where it has several.
     width, dark
         Of the picture: pixels; on dark paper.
 
@@ -86,14 +97,20 @@ class Explorer(VBox):
     def __init__(
         self, snap: Snapshot, chart: str = "status_counts", *, width: int = 800, dark: bool = False
     ) -> None:
-        if chart not in CHARTS:
-            raise ConfigError(f"there is no chart {chart!r}; there are: {', '.join(CHARTS)}")
+        several = len(snap.manifest.get("runs", ())) > 1
+        offered = {
+            name: each for name, each in CHARTS.items() if not each.of_two and (several or not each.of_many)
+        }
+        if chart not in offered:
+            raise ConfigError(
+                f"there is no chart {chart!r} of this snapshot; there are: {', '.join(offered)}"
+            )
         self._snap, self._look = snap, {"width": width, "dark": dark}
         self._answered = snap.members["user_state"].eq("answered").to_numpy(dtype=bool, na_value=False)
         self.filters = Filters(snap.members)
         self.chart = Dropdown(
             description="Chart",
-            options=[(each.question, name) for name, each in CHARTS.items() if not each.of_two],
+            options=[(each.question, name) for name, each in offered.items()],
             value=chart,
             layout=Layout(width="auto"),
         )

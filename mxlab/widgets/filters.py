@@ -1,8 +1,9 @@
-"""Institution, status, who must act, OAuth, use case, last success → a narrowed Snapshot."""
+"""Institution, status, who must act, OAuth, use case, last success, time range → a narrowed Snapshot."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import traitlets
-from ipywidgets import Button, Dropdown, Layout, SelectMultiple, Text, VBox
+from ipywidgets import Button, Dropdown, Layout, NaiveDatetimePicker, SelectMultiple, Text, VBox
 
 from mxlab.exports import displayed
 from mxlab.plots.style import WHO_WORDS
@@ -26,6 +27,12 @@ _AGES: dict[str, tuple[int | None, int | None]] = {
     "within a day": (None, _DAY),
     "1 to 7 days ago": (_DAY, 7 * _DAY),
     "more than 7 days ago": (7 * _DAY, None),
+}
+#: Times of a member that a range can be of, in words.
+_MOMENTS = {
+    "aggregated_at": "last aggregated",
+    "successfully_aggregated_at": "last successful",
+    "seen_at": "looked at",
 }
 
 
@@ -100,6 +107,19 @@ def last_success(words: str) -> Condition:
     )
 
 
+def between(column: str, since: datetime | None, until: datetime | None) -> Condition:
+    """A time is not before one and before another, both in UTC; None leaves that side open."""
+    sides = [("ge", "from", since), ("lt", "until", until)]
+    bounds = [(test, word, f"{at:%Y-%m-%d %H:%M}") for test, word, at in sides if at is not None]
+    return Condition(
+        " ".join([_MOMENTS[column], *(f"{word} {at}" for _, word, at in bounds), "UTC"]),
+        " & ".join(f"m[{column!r}].{test}('{at}Z')" for test, _, at in bounds),
+        lambda m: np.logical_and.reduce(
+            [getattr(m[column], test)(pd.Timestamp(f"{at}Z")).to_numpy(dtype=bool) for test, _, at in bounds]
+        ),
+    )
+
+
 class Filters(VBox):
     """Controls that narrow members.
 
@@ -137,9 +157,15 @@ class Filters(VBox):
         self.success = Dropdown(
             description="Success", options=[("any time", _ANY), *((each, each) for each in (*_AGES, "never"))]
         )
+        self.moment = Dropdown(
+            description="Time", options=[(words, column) for column, words in _MOMENTS.items()]
+        )
+        self.since = NaiveDatetimePicker(description="from, UTC")
+        self.until = NaiveDatetimePicker(description="until, UTC")
         self.reset = Button(description="Show all", tooltip="Drop every condition")
         self._list_banks()
         self.search.observe(self._list_banks, "value")
+        self._open = {name: control.value for name, control in self.controls.items()}
         for name, control in self.controls.items():
             control.observe(self._read, "value")
             control.add_class(f"mxlab-filter-{name}")
@@ -163,14 +189,17 @@ class Filters(VBox):
             "oauth": self.oauth,
             "use_case": self.use_case,
             "success": self.success,
+            "moment": self.moment,
+            "since": self.since,
+            "until": self.until,
         }
 
     def clear(self) -> None:
         """Show all."""
         with self._at_once():
             self.search.value = ""
-            for control in self.controls.values():
-                control.value = () if isinstance(control, SelectMultiple) else _ANY
+            for name, control in self.controls.items():
+                control.value = self._open[name]
             self._list_banks()
 
     def mask(self, members: pd.DataFrame) -> Mask | None:
@@ -209,6 +238,8 @@ class Filters(VBox):
             found.append(has_use_case(self.use_case.value))
         if self.success.value != _ANY:
             found.append(last_success(self.success.value))
+        if self.since.value or self.until.value:
+            found.append(between(self.moment.value, self.since.value, self.until.value))
         self.conditions = tuple(found)
 
     def _list_banks(self, _: object = None) -> None:

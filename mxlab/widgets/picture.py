@@ -1,6 +1,9 @@
 """A chart as a picture."""
 
 import base64
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import traitlets
 from ipywidgets import Image, Layout
@@ -39,7 +42,7 @@ class Picture(Image):
         snap
             What to draw.
         """
-        with charts.LOCK:
+        with charts.LOCK, _uncollected():
             figure = self.figure(name, snap)
             value, text = charts.png(figure), charts.caption(figure.axes[0])
         with self.hold_sync():
@@ -53,3 +56,15 @@ class Picture(Image):
     def bundle(self) -> dict[str, str]:
         """What is shown where there are no widgets, by media type."""
         return {"image/png": base64.b64encode(self.value).decode(), "text/plain": self.tooltip}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running in between, which would take longer than many a picture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
