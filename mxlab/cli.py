@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         ("runs", _runs, "the runs of a store"),
         ("draw", _draw, "a chart of a run as PNG"),
         ("sql", _sql, "ask a store in SQL: tables members, changes, requests, rejects, runs"),
-        ("report", _report, "one self-contained HTML page of a run"),
+        ("report", _report, "one self-contained HTML page of a run, or of what has changed since another"),
         ("audit", _audit, "which rules the records of a run fail; with --out the records that fail"),
         ("export", _export, "a frame of a run as csv, xlsx, parquet or json"),
     ):
@@ -136,7 +137,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--store", type=Path, required=True, help="the store's folder")
         if name == "draw":
             sub.add_argument("chart", help=", ".join(charts.CHARTS))
-            sub.add_argument("--against", metavar="RUN", help="the earlier run, of a chart that compares two")
             _looking(sub)
         if name == "sql":
             sub.add_argument("query")
@@ -147,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         if name in {"audit", "export"}:
             sub.add_argument(
                 "--identities", action="store_true", help="keep MX's ids and free text as they are"
+            )
+        if name in {"draw", "report"}:
+            sub.add_argument(
+                "--against",
+                metavar="RUN",
+                help="an earlier run to compare with; 7d for the latest of 7 days before or earlier",
             )
         if name in {"draw", "report", "audit", "export"}:
             sub.add_argument("--run", help="a run of the store (the latest)")
@@ -404,7 +410,7 @@ def _draw(options: argparse.Namespace) -> int:
     store, chart = Store(options.store), charts.CHARTS.get(options.chart)
     every = chart is not None and chart.of_many and options.run is None
     snap = store.load(runs=store.runs()["run"].tolist()) if every else store.load(options.run)
-    against = store.load(options.against) if options.against else None
+    against = _earlier(store, snap, options.against)
     axes = charts.draw(options.chart, snap, against, width=options.width, dark=options.dark)
     _write_picture(axes, options.out or Path(f"{options.chart}.png"))
     return 0
@@ -474,8 +480,28 @@ def _write_picture(axes: Axes, path: Path) -> None:
     print(path)
 
 
+def _earlier(store: Store, snap: Snapshot, against: str | None) -> Snapshot | None:
+    """The run to compare with: a run's name, or a number of days, counted by date, so that a run may be early or late."""
+    if against is None:
+        return None
+    runs = store.runs()
+    days = re.fullmatch(r"(\d+)d", against)
+    if days is None or against in set(runs["run"]):
+        return store.load(against)
+    last = pd.Timestamp(snap.manifest["started_at"]).normalize() - pd.Timedelta(days=int(days[1]))
+    old = runs[runs["started_at"].dt.normalize() <= last]
+    if old.empty:
+        raise ConfigError(
+            f"--against {against}: no run is from {last:%Y-%m-%d} or earlier; mxlab runs --store {store.path} lists them"
+        )
+    return store.load(old["run"].iloc[-1])
+
+
 def _report(options: argparse.Namespace) -> int:
-    print(report(Store(options.store).load(options.run), options.out or Path("report.html")))
+    store = Store(options.store)
+    snap = store.load(options.run)
+    page = report(snap, options.out or Path("report.html"), against=_earlier(store, snap, options.against))
+    print(page)
     return 0
 
 
