@@ -36,20 +36,21 @@ def transitions(
     """
     names = _seen(summary, "status", STATUSES)
     ax, theme = style.axes(ax, width=width, height=230 + 25 * max(len(names), 4), dark=dark)
-    matrix = not names or style.inches(ax)[0] / len(names) >= 0.28
+    cell = style.inches(ax)[0] / max(len(names), 1), style.tall(ax) / max(len(names), 1)
+    matrix = cell[0] >= 0.28 and cell[1] >= 0.15
     what = (
         "Members by status before (row) and after (column); framed"
         if matrix
         else "Members by status before → after; bold"
     )
-    top = style.title(
-        ax, title or _moved(summary, "status"), f"{what}: more than come back. {_sizes(summary)}"
-    )
+    left = max([style.text_width(_word(name), LABEL) for name in names], default=1.0)
+    room = left * 0.72 + 0.1 if matrix else 0.0
+    subtitle = f"{what}: more than come back. {_sizes(summary)}"
+    top = style.title(ax, title or _moved(summary, "status"), subtitle, above=room)
     if not matrix:
         _moves(ax, summary, top)
         return ax
-    left = max([style.text_width(_word(name), LABEL) for name in names], default=1.0)
-    style.margins(ax, left=left + style.EDGE + 0.12, right=0.3, top=top + left * 0.72 + 0.25, bottom=0.05)
+    style.margins(ax, left=left + style.EDGE + 0.12, right=0.3, top=top + room + 0.15, bottom=0.05)
     if not names:
         style.nothing(ax, "no member in both")
         return ax

@@ -73,7 +73,7 @@ class _Dates(ConciseDateFormatter):
 
 
 def _date_axis(ax: Axes) -> None:
-    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(style.inches(ax)[0])))  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(1.3 * style.wide(ax))))  # type: ignore[no-untyped-call]
     formatter = _Dates(  # type: ignore[no-untyped-call]
         locator,
         formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S s"],

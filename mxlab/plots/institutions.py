@@ -37,7 +37,7 @@ def institution_funnel(
     headline = "No institution stands out from the others"
     if len(worse):
         who = (
-            f"{style.named(worse[by].iloc[0])} waits"
+            f"{style.named(worse[by].iloc[0], width)} waits"
             if len(worse) == 1
             else f"{len(worse)} institutions wait"
         )
@@ -124,7 +124,7 @@ def outage_scan(
     alarms = shown.loc[shown["is_alarm"], by].tolist()
     scanned = summary.attrs.get("scanned", 0)
     plain = f"No outage among {style.counted(scanned, 'institution')}"
-    one = f"{style.named(alarms[0])} fails far more than its past explains" if alarms else plain
+    one = f"{style.named(alarms[0], width)} fails far more than its past explains" if alarms else plain
     headline = (
         one if len(alarms) < 2 else f"{len(alarms)} institutions fail far more than their past explains"
     )
@@ -182,7 +182,7 @@ def attributable_share(
     if len(sure):
         first = sure.iloc[0]
         fleet, without = (style.percent(first[name]) for name in ("fleet_share", "fleet_share_without"))
-        headline = f"With {style.named(first[by])} like the rest, {without} would wait for MX or the bank, not {fleet}"
+        headline = f"With {style.named(first[by], width)} like the rest, {without} would wait for MX or the bank, not {fleet}"
     rest = len(above) - len(shown)
     more = f"; {rest:,} more add less than two" if rest else ""
     subtitle = f"Members waiting for MX or the bank beyond what the others' share explains; lines: 95 % intervals{more}"

@@ -224,7 +224,7 @@ def slow_institutions(
     headline = plain
     if len(slow):
         first = slow.iloc[0]
-        headline = f"{style.named(first[by])} takes {first['ratio']:.2g} times as long as the rest"
+        headline = f"{style.named(first[by], width)} takes {first['ratio']:.2g} times as long as the rest"
         headline += f", {len(slow) - 1} more are slower too" if len(slow) > 1 else ""
     subtitle = f"Median time over that of the rest; lines: 95 % intervals; {len(summary):,} compared, bold where the test holds"
     ax, theme = style.rows(

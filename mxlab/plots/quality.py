@@ -46,11 +46,12 @@ def findings_by_institution(
             if broken
             else "No errors in the records, some oddities"
         )
-    top = style.title(ax, title or headline, "Findings by rule, gravest first, and institution; bold: errors")
     bold = set(summary.loc[summary["severity"] == "error", "rule"])
     shown = [style.cut(bank, 1.9, SMALL) for bank in banks]
-    slant = [style.text_width(bank, SMALL) * 0.72 for bank in shown]
-    style.name_rows(ax, rules, bold=bold, top=top + max(slant, default=0.5) + 0.25, right=0.8, part=0.4)
+    room = max([style.text_width(bank, SMALL) for bank in shown], default=0.7) * 0.72 + 0.1
+    subtitle = "Findings by rule, gravest first, and institution; bold: errors"
+    top = style.title(ax, title or headline, subtitle, above=room)
+    style.name_rows(ax, rules, bold=bold, top=top + room + 0.15, right=0.8, part=0.4)
     if not rules:
         style.nothing(ax, "no findings")
         return ax

@@ -58,7 +58,11 @@ def reply_times(
         ax.plot([row["p50_low"], row["p50_high"]], [place, place], color=theme.ink, linewidth=1.6)
         ax.plot([row["p50"]], [place], "o", color=theme.ink, markersize=5.5)
         ax.plot([row["p99"]] * 2, [place - 0.2, place + 0.2], color=theme.muted, linewidth=1.4)
-    style.time_axis(ax, float(shown["p50"].min()) / 1.6, float(shown["p99"].max()) * 1.2)
+    first = float(shown["p50"].min())
+    least = max(
+        float(shown["p50_low"].fillna(first).min()), first / 4
+    )  # a few replies have endless intervals
+    style.time_axis(ax, least / 1.25, float(shown["p99"].max()) * 1.2)
     style.grid(ax, "x")
     return ax
 
@@ -160,7 +164,8 @@ def run_timeline(
         panel.plot(middle, values, color=colour, linewidth=1.1, drawstyle="steps-mid", label=name)
         style.time_axis(panel, 0, float(middle[-1] + span / 2), log=False)
         panel.tick_params(labelbottom=at < 0.01)
-        panel.set_ylim(0, max(float(values.max()) * 1.05, 1.0))
+        most = max(float(values.max()), 1.0)
+        panel.set_ylim(-0.02 * most, 1.05 * most)
         style.count_axis(panel, "y", most=2)
         style.grid(panel, "y")
         said = f"{word}, at most {values.max():,.0f}" if values.any() else f"{word}: none"

@@ -162,25 +162,32 @@ def root(ax: Axes) -> Figure:
     return found if isinstance(found, Figure) else found.figure
 
 
+def _is_ours(ax: Axes) -> bool:
+    """Whether the axes fill a figure that was made here; else a caller has placed them."""
+    fig = root(ax)
+    return fig.get_gid() == "mxlab" and len(fig.axes) == 1
+
+
 def margins(ax: Axes, *, left: float, right: float, top: float = 0.95, bottom: float = 0.3) -> None:
     """Place the axes in a figure of ours, in inches; axes that a caller placed stay where they are."""
-    fig = root(ax)
-    if fig.get_gid() != "mxlab" or len(fig.axes) != 1:
+    if not _is_ours(ax):
         return
     width, height = inches(ax)
     low = bottom + FOOT_ROOM
     ax.set_position((left / width, low / height, 1 - (left + right) / width, 1 - (low + top) / height))
 
 
-def title(ax: Axes, finding: str, subtitle: str) -> float:
-    """Write the finding and what is drawn above the axes; gives the inches that they take from the top."""
+def title(ax: Axes, finding: str, subtitle: str, *, above: float = 0.0) -> float:
+    """Write the finding and what is drawn above the axes; gives the inches that they take from the top.
+
+    ``above`` has the inches between the axes and the title that are written on, where a caller placed the axes.
+    """
     fig = root(ax)
     theme = theme_of(ax)
-    if fig.get_gid() != "mxlab" or len(fig.axes) != 1:
+    if not _is_ours(ax):
         lines = wrapped(finding, wide(ax) * 1.1, 10.5, bold=True)
-        ax.set_title(
-            "\n".join(lines), loc="left", size=10.5, weight="bold", color=theme.ink, parse_math=False
-        )
+        look: dict[str, Any] = {"size": 10.5, "weight": "bold", "color": theme.ink, "parse_math": False}
+        ax.set_title("\n".join(lines), loc="left", pad=6 + 72 * above, **look)
         return 0.5
     width, height = inches(ax)
     room, at = width - 2 * EDGE, height - EDGE
@@ -291,9 +298,9 @@ def cut(text: str, room: float, size: float, *, bold: bool = False) -> str:
     return body[:keep].rstrip() + "…" + tail
 
 
-def named(name: str) -> str:
-    """A name that leaves room for the rest of its title, on a phone too."""
-    return cut(name, 2.6, TITLE, bold=True)
+def named(name: str, width: int) -> str:
+    """A name that leaves room for the rest of its title in a figure of so many pixels."""
+    return cut(name, 0.56 * (min(width, 800) / 100 - 2 * EDGE), TITLE, bold=True)
 
 
 def wrapped(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
@@ -556,7 +563,7 @@ def rows(
         What is said where there are no names.
     """
     ax, theme = axes(ax, width=width, height=185 + 27 * max(len(names), 3), dark=dark)
-    taken = title(ax, finding, subtitle)
+    taken = title(ax, finding, subtitle, above=0.12 if over else 0.0)
     column = max([text_width(text, SMALL) for text in (*beside, over)], default=0.0)
     part = part if inches(ax)[0] >= 6 else max(part, 0.36)
     name_rows(ax, names, bold=bold, top=taken + 0.3, right=column + EDGE + 0.2, part=part)
@@ -582,7 +589,7 @@ def name_rows(
 ) -> None:
     """One row for each name, the first at the top; places the axes so that names up to a part of the width have room."""
     theme = theme_of(ax)
-    room = inches(ax)[0] * part
+    room = inches(ax)[0] * part if _is_ours(ax) else _room_on_the_left(ax)
     shown = [cut(name, room, LABEL, bold=name in bold) for name in names]
     taken = max(
         [text_width(text, LABEL, bold=name in bold) for text, name in zip(shown, names, strict=True)],
@@ -595,6 +602,13 @@ def name_rows(
         words(ax, -0.015, place, text, transform=side, ha="right", color=theme.ink, weight=weight)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_yticks([])
+
+
+def _room_on_the_left(ax: Axes) -> float:
+    """Inches between axes that a caller placed and what is left of them."""
+    start = float(ax.get_position().x0)
+    ends = [float(other.get_position().x1) for other in root(ax).axes if other is not ax]
+    return (start - max([end for end in ends if end <= start], default=0.0)) * inches(ax)[0] - 0.1
 
 
 def counted(n: int, thing: str) -> str:
