@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
 import pytest
 from test_analysis_worlds import SEEN, Coverage, no_objects, strings, world
 
+import mxlab as mx
 from mxlab import analysis
 from mxlab.nexus.status import WHO_MUST_ACT, who_must_act
 from mxlab.simulator.parameters import Parameters
@@ -160,6 +162,39 @@ def test_shares_run_by_run_are_those_of_each_run():
             assert mine.loc[alone.index, name].tolist() == alone[name].tolist()
     assert found.groupby("run_id")["asked"].first().tolist() == [400, pd.NA, 400]
     assert found.groupby("run_id")["share"].sum().tolist() == pytest.approx([1.0] * 3)
+
+
+def test_history_of_a_store(tmp_path):
+    """Three days of a simulated world, one of them of a third of its users; each run alone is what the whole says."""
+    names, store = ["mon", "tue", "wed"], mx.Store(tmp_path / "store")
+    with mx.simulate(60, seed=6, parameters={"epoch": 1_790_000_000.0}) as simulation:
+        for name in names:
+            sample = 20 if name == "tue" else None
+            mx.observe(simulation.tokens, simulation.settings, store=store, run=name, sample=sample)
+            simulation.skip(86_400)
+    snap = store.load(runs=names[::-1])
+    each = {name: store.load(name) for name in names}
+    assert snap.coverage.by_run == {name: each[name].coverage for name in names}
+    assert [each[name].coverage.answered for name in names] == [60, 20, 60]
+    assert snap.coverage.answered == 140
+
+    shares = analysis.status_history(snap.members, coverage=snap.coverage)
+    assert shares["run_id"].drop_duplicates().tolist() == names
+    assert shares.attrs["gap_seconds"] == pytest.approx(DAY, rel=0.01)
+    for name, rows in shares.groupby("run_id", sort=False):
+        alone = each[name].members["who_must_act"].value_counts()
+        assert rows.set_index("who_must_act")["count"].to_dict() == {
+            word: alone[word] for word in rows["who_must_act"]
+        }
+        assert set(rows["answered"]) == {each[name].coverage.answered}
+
+    looks = pd.concat([each[name].members for name in names]).sort_values(["guid", "seen_at"])
+    words = looks["connection_status"].astype(object).where(looks["connection_status"].notna(), "no status")
+    stretches = [word for _, own in words.groupby(looks["guid"].to_numpy()) for word, _ in groupby(own)]
+    stays = analysis.time_in_status(snap.members, coverage=snap.coverage)
+    assert stays.set_index("status")["episodes"].to_dict() == pd.Series(stretches).value_counts().to_dict()
+    assert stays.attrs["coverage"]["answered"] == 140
+    assert not analysis.time_to_recover(snap.members, coverage=snap.coverage).empty
 
 
 def three_looks(*statuses):
