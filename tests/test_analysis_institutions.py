@@ -111,9 +111,21 @@ def test_incident_says_since_when_whom_and_what():
     pack = analysis.evidence_pack(members, "Bank 003", since=row["onset_low"])
     assert len(pack) >= row["members_hit"]
     assert pack["most_recent_job_guid"].notna().all()
+    assert row["share_before"] == pytest.approx(0.08, abs=0.05)
     later = with_status(members, np.ones(len(members), bool), "CONNECTED")
     assert analysis.incident(members, "Bank 003", later=later).iloc[0]["recovered_share"] == 1.0
     assert not analysis.incident(fleet(5), "Bank 003").iloc[0]["is_real"]
+
+
+def test_old_last_jobs_which_are_mostly_failures_do_not_raise_the_share_before_an_incident():
+    members = fleet(5, outage=3, onset_hours=6.0)
+    hours = (SEEN - members["aggregated_at"]).dt.total_seconds().to_numpy() / 3_600
+    stuck = (hours > 24) & (np.random.default_rng(0).random(len(members)) < 0.5)
+    members["who_must_act"] = members["who_must_act"].where(~stuck, "mx")
+    row = analysis.incident(members, "Bank 003").iloc[0]
+    assert row["is_real"]
+    assert row["share_before"] == pytest.approx(0.08, abs=0.05)
+    assert row["onset_low"] < SEEN - pd.Timedelta(hours=6) < row["onset_high"]
 
 
 def test_an_incident_of_a_family_in_a_simulated_world():
