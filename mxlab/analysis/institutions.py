@@ -463,7 +463,7 @@ def incident(
     if rows.empty:
         return table([], _incident_columns()).pipe(_dated)
     failed = _failed(rows)
-    moments = rows["aggregated_at"].astype("int64").to_numpy() / 1e6
+    moments = rows["aggregated_at"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     start, end = float(moments[0]), float(rows["seen_at"].max().timestamp())
     log_odds, low, best, high = _onset(moments, failed, end)
     after = moments >= best
