@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +14,7 @@ from test_analysis_history import LENGTHS, renewal
 from test_analysis_worlds import Coverage, log, with_status, world
 
 from mxlab import analysis, plots
-from mxlab.charts import png
+from mxlab.charts import CHARTS, png
 from mxlab.nexus.status import WHO_MUST_ACT
 from mxlab.plots import style
 
@@ -496,3 +497,12 @@ def test_a_picture_is_as_it_was_looked_at(summaries, name, tmp_path):
     assert apart(path, drawn_now) <= MOST_APART, (
         f"{drawn_now} differs: look at it, and remove {path} if it is right"
     )
+
+
+def test_the_gallery_of_the_readme_has_every_chart():
+    root = Path(__file__).parent.parent
+    pictures = {path.stem for path in (root / "notebooks" / "gallery").glob("*.png")}
+    assert pictures == set(CHARTS)
+    shown = re.findall(r'src="(notebooks/gallery/[^"]+)"', (root / "README.md").read_text())
+    assert len(shown) >= 4
+    assert all((root / name).is_file() for name in shown)

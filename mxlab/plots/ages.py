@@ -21,12 +21,8 @@ def freshness(
     ----------
     summary
         What `mxlab.analysis.freshness` gives without `by`.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=420, dark=dark)
     attrs = summary.attrs

@@ -27,12 +27,8 @@ def transitions(
     ----------
     summary
         What `mxlab.analysis.transitions` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     names = _seen(summary, "status", STATUSES)
     ax, theme = style.axes(ax, width=width, height=230 + 25 * max(len(names), 4), dark=dark)
@@ -121,7 +117,7 @@ def flow(
     summary
         What `mxlab.analysis.flow` gives.
     ax, title, width, dark
-        As `transitions` takes them.
+        As `status_counts` takes them.
     """
     names = _seen(summary, "who", [str(who) for who in WHO_MUST_ACT])
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
@@ -207,7 +203,7 @@ def mix_and_rate(
     summary
         What `mxlab.analysis.mix_and_rate` gives.
     ax, title, width, dark
-        As `transitions` takes them.
+        As `status_counts` takes them.
     top
         How many groups are named; the others are one row.
     """

@@ -26,12 +26,8 @@ def status_history(
     ----------
     summary
         What `mxlab.analysis.status_history` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
     runs = summary.attrs.get("runs", 0)
@@ -73,7 +69,7 @@ class _Dates(ConciseDateFormatter):
 
 
 def _date_axis(ax: Axes) -> None:
-    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(1.3 * style.wide(ax))))  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(1.6 * style.wide(ax))))  # type: ignore[no-untyped-call]
     formatter = _Dates(  # type: ignore[no-untyped-call]
         locator,
         formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S s"],
@@ -119,7 +115,7 @@ def time_in_status(
     summary
         What `mxlab.analysis.time_in_status` gives.
     ax, title, width, dark
-        As `status_history` takes them.
+        As `status_counts` takes them.
     """
     known = summary.loc[summary["p50"].notna()]
     subtitle = "Median (dot, 95 % interval) to 90 % point (bar's end) of episodes seen to begin, where 20 or more ended"
@@ -157,7 +153,7 @@ def time_to_recover(
     summary
         What `mxlab.analysis.time_to_recover` gives.
     ax, title, width, dark
-        As `status_history` takes them.
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
     quantiles = {row["group"]: row for row in summary.attrs.get("quantiles", [])}

@@ -23,12 +23,8 @@ def institution_funnel(
     ----------
     summary
         What `mxlab.analysis.institution_funnel` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
     by = summary.attrs.get("by", "institution")
@@ -115,7 +111,7 @@ def outage_scan(
     summary
         What `mxlab.analysis.outage_scan` gives.
     ax, title, width, dark
-        As `institution_funnel` takes them.
+        As `status_counts` takes them.
     top
         How many are drawn, each in its most telling window.
     """
@@ -170,7 +166,7 @@ def attributable_share(
     summary
         What `mxlab.analysis.attributable_share` gives.
     ax, title, width, dark
-        As `institution_funnel` takes them.
+        As `status_counts` takes them.
     top
         How many are drawn, the costliest.
     """

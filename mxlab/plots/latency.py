@@ -24,12 +24,8 @@ def aggregation_latency(
     ----------
     summary
         What `mxlab.analysis.aggregation_latency` gives without `by`.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=430 if width >= 600 else 400, dark=dark)
     top = style.title(ax, title or _headline(summary.attrs), _subtitle(summary.attrs))
@@ -172,7 +168,7 @@ def latency_quantiles(
     summary
         What `mxlab.analysis.latency_quantiles` gives.
     ax, title, width, dark
-        As `aggregation_latency` takes them.
+        As `status_counts` takes them.
     top
         How many groups are drawn, the largest; they are ordered by their median.
     """
@@ -214,7 +210,7 @@ def slow_institutions(
     summary
         What `mxlab.analysis.slow_institutions` gives.
     ax, title, width, dark
-        As `aggregation_latency` takes them.
+        As `status_counts` takes them.
     top
         How many institutions are drawn, the slowest.
     """

@@ -35,12 +35,8 @@ def outcomes_over_time(
     ----------
     summary
         What `mxlab.analysis.outcomes_over_time` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     ax, theme = style.axes(ax, width=width, height=430, dark=dark)
     n = summary.attrs.get("n", 0)

@@ -26,12 +26,8 @@ def findings_by_institution(
     ----------
     summary
         What `mxlab.analysis.findings_by_institution` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     rules = list(dict.fromkeys(summary["rule"]))
     totals = summary.groupby("institution", observed=True)["count"].sum().sort_values(ascending=False)

@@ -21,12 +21,8 @@ def reply_times(
     ----------
     summary
         What `mxlab.analysis.reply_times` gives.
-    ax
-        Where to draw; a new figure without it.
-    title
-        Instead of the finding.
-    width, dark
-        Of the new figure: pixels; on dark paper.
+    ax, title, width, dark
+        As `status_counts` takes them.
     """
     shown = summary.loc[summary["p50"].notna()]
     again = shown["attempt"].to_numpy() > 1
@@ -83,7 +79,7 @@ def request_failures(
     summary
         What `mxlab.analysis.request_failures` gives.
     ax, title, width, dark
-        As `reply_times` takes them.
+        As `status_counts` takes them.
     top
         How many rows are drawn, the commonest.
     """
@@ -131,7 +127,7 @@ def run_timeline(
     summary
         What `mxlab.analysis.run_timeline` gives.
     ax, title, width, dark
-        As `reply_times` takes them; the panels are the `child_axes` of the Axes that comes back.
+        As `status_counts` takes them; the panels are the `child_axes` of the Axes that comes back.
     """
     ax, theme = style.axes(ax, width=width, height=460, dark=dark)
     attrs = summary.attrs
