@@ -92,9 +92,11 @@ def test_a_killed_run_ends_as_the_unkilled_one(users, kills, speed, tmp_path):
     assert snap.coverage.pending == 0
     assert members["guid"].is_unique
     # Where the world begins a job by itself, it hangs on the moment whether ours was absorbed by it.
+    # And a job that outlasts the deadline, or ends near it, is seen to end in the one and not in the other.
     stirred = begun_by_itself(users)
     for each in (jobs, calm_jobs):
-        stirred |= set(each.loc[each["member_guid"].duplicated(), "member_guid"])
+        is_long = each["finished_at"] - each["requested_at"] > DEADLINE - 60
+        stirred |= set(each.loc[each["member_guid"].duplicated() | is_long, "member_guid"])
     assert len(stirred) < 0.03 * len(calm)
     # Killed twice between sending and knowing, and nothing moved: the rule ends such a user unknown, and it is true.
     unclear = set(snap.failures.loc[snap.failures["state"] == "unknown", "user"])

@@ -477,14 +477,17 @@ def test_a_user_without_members_has_nothing_to_clear_up():
     assert track.ending(None, {}).state == "answered"
 
 
-def test_a_start_is_not_sent_again_where_a_member_of_before_is_not_listed():
-    """That nothing moved is shown by what is there: an empty list shows nothing."""
+@pytest.mark.parametrize(
+    ("before", "since"), [([BEFORE], []), ([], [BEFORE])], ids=["not_any_more", "not_before"]
+)
+def test_a_start_is_not_sent_again_where_a_member_is_not_listed_before_and_since(before, since):
+    """That nothing moved is shown by who is there on both sides: an empty list shows nothing."""
     track = a_track()
-    track.received(an_exchange(track, 1000.0, Reply([BEFORE])))
+    track.received(an_exchange(track, 1000.0, Reply(before)))
     track.intent(1001.0)
     track.received(an_exchange(track, 1001.0, error=errors.ConnectionLost("x")))
     for at in (1002.0, 1008.0):
-        track.received(an_exchange(track, at, Reply([])))
+        track.received(an_exchange(track, at, Reply(since)))
     assert track.call is None
     assert track.ending(None, {}).state == "unknown"
 

@@ -264,7 +264,7 @@ class Track:
         self._followed: dict[str, Followed] = {}
         self._jobs: list[Followed] = []
         self._still_reads = 0
-        self._is_gone = False
+        self._is_other = False
         self._sends = 0
         self._kick = Kick(now, now)
         self._state: UserState = "answered"
@@ -436,7 +436,7 @@ class Track:
             self._follow({each.guid: each for each in exchange.reply.members}, exchange)
         elif error.may_have_acted:
             self._failures = 0
-            self._still_reads, self._is_gone = 0, False
+            self._still_reads, self._is_other = 0, False
             self.call = Call(LIST_MEMBERS, exchange.replied_at)
             self._receive = Track._cleared
         else:
@@ -463,19 +463,18 @@ class Track:
             self._follow(members, exchange)  # there was nothing to start
             return
         self._still_reads += 1
-        self._is_gone |= (
-            not self._baseline.keys() <= members.keys()
-        )  # who is not listed cannot be seen to move
+        # Who is not listed, or was not listed before, cannot be seen to have moved.
+        self._is_other |= self._baseline.keys() != members.keys()
         self._followed = {guid: Followed(each, now, each) for guid, each in members.items()}
         if self._still_reads < 2:
             self.call = Call(LIST_MEMBERS, now + _CLEARING_SECONDS)
-        elif self._sends < 2 and not self._is_gone:
+        elif self._sends < 2 and not self._is_other:
             self._start(now)
         else:
             self._state, self._reason = "unknown", "start_not_cleared_up"
             what = (
-                "A start was sent and members that it was for are gone"
-                if self._is_gone
+                "A start was sent and the members listed since are not those of before"
+                if self._is_other
                 else "Two starts were sent and nothing moved"
             )
             self._what_to_do = f"{what}; ask MX before aggregating this user again."

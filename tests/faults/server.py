@@ -405,6 +405,9 @@ class FaultServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _deafen(self):
+        for each in self._server.sockets:
+            self._loop.remove_reader(each.fileno())
+        await asyncio.sleep(0)  # asyncio cannot close what it has accepted but not yet attached to its server
         self._server.close()
         for task in self._tasks:
             task.cancel()
