@@ -529,7 +529,6 @@ def _quality(snap: Snapshot, since: _Since | None) -> str:
     """The rules that records fail, what of it is new, and what could not be read."""
     found = analysis.findings(snap.members, previous=None if since is None else since.before.members)
     table = found.groupby(["severity", "rule"], observed=True).size().rename("records").reset_index()
-    table.insert(2, "what is wrong", _reasons(found, table["rule"]))
     said = [_failing(found)]
     if since is not None:
         earlier = analysis.findings(since.before.members)
@@ -539,6 +538,7 @@ def _quality(snap: Snapshot, since: _Since | None) -> str:
         said.append(f"{int(new.sum()):,} findings are new since the earlier run.")
         vanished = [why.partition(": ")[2] for why in found.loc[found["rule"] == "field-vanished", "reason"]]
         said += [f"A field has vanished: {field}." for field in vanished] or ["No field has vanished."]
+    table["what is wrong"] = _reasons(found, table["rule"])
     if len(snap.rejects):
         said.append(f"{len(snap.rejects):,} replies or records could not be read; they are in snap.rejects.")
     order = table["severity"].map(_GRAVITY.index)

@@ -287,15 +287,19 @@ def _moves(ax: Axes, summary: pd.DataFrame, top: float, most: int = 15) -> None:
 
 
 def _headline(attrs: Any, what: str) -> str:
-    if not attrs["total_is_change"]:
-        return f"The share “{what}” has not changed beyond chance"
-    moved = f"The share “{what}” {'rose' if attrs['total'] > 0 else 'fell'} by {abs(attrs['total']) * 100:.1f} points"
-    causes = [
-        word
+    causes = {
+        word: attrs[key]
         for key, word in (("mix", "another mix of members"), ("rate", "other rates"))
         if attrs[f"{key}_is_change"]
-    ]
-    return f"{moved}: {' and '.join(causes)}" if causes else moved
+    }
+    if attrs["total_is_change"]:
+        way = "rose" if attrs["total"] > 0 else "fell"
+        moved = f"The share “{what}” {way} by {abs(attrs['total']) * 100:.1f} points"
+        return f"{moved}: {' and '.join(causes)}" if causes else moved
+    if causes:
+        parts = " and ".join(f"{word} {_points(value)}" for word, value in causes.items())
+        return f"The share “{what}” is much the same, in spite of {parts} points"
+    return f"The share “{what}” has not changed beyond chance"
 
 
 def _points(share: float) -> str:
