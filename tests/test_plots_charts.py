@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_analysis_history import LENGTHS, renewal
 from test_analysis_worlds import Coverage, log, with_status, world
@@ -446,6 +447,23 @@ def test_flow_of_who_must_act_has_a_ribbon_for_each_move(frames):
     outlines = [ribbon.get_paths()[0].vertices for ribbon in ax.collections]
     wide = [np.ptp(outline[outline[:, 0] == 0, 1]) for outline in outlines]
     assert sorted(wide) == pytest.approx(sorted(summary["count"] / summary["count"].sum()))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_letters_from_memory_are_those_of_matplotlib(summaries, dark, tmp_path):
+    ours, theirs = tmp_path / "ours.png", tmp_path / "theirs.png"
+    figure = style.root(plots.status_by_institution(summaries["status_by_institution"], dark=dark))
+    style.words(figure, 0.5, 0.5, "faint, over bars", alpha=0.4, color="#c8352b")
+    style.words(figure, 0.98, 0.5, "along the edge", rotation=90, ha="right")
+    ours.write_bytes(png(figure))
+    assert ours.read_bytes() == png(figure)
+    FigureCanvasAgg(figure).print_png(theirs)
+    assert apart(ours, theirs) < 1.5
+    difference = image.imread(ours)[..., :3] - image.imread(theirs)[..., :3]
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 2e-4
+    figure.texts[0].remove()
+    ours.write_bytes(png(figure))
+    assert apart(ours, theirs) > 3
 
 
 BASELINES = Path(__file__).parent / "baselines"

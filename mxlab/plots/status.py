@@ -214,14 +214,15 @@ def _excess(finding: Row | None) -> str:
 def _stacks(ax: Axes, summary: pd.DataFrame) -> None:
     """The shares of each row end to end; all of one colour are one artist, which draws much faster than as many bars."""
     theme = style.theme_of(ax)
-    rows = summary.groupby("institution", sort=False, observed=True)
-    ends = summary.assign(row=rows.ngroup(), end=rows["share"].cumsum())
-    for word, part in ends[ends["share"] > 0].groupby("who_must_act", observed=True):
-        who = str(word)
-        row, end, start = part["row"], part["end"], part["end"] - part["share"]
-        corners = [(start, row - 0.35), (end, row - 0.35), (end, row + 0.35), (start, row + 0.35)]
+    rows, share = pd.factorize(summary["institution"])[0], summary["share"].to_numpy()
+    ends = summary["share"].groupby(rows).cumsum().to_numpy()
+    low, high = rows - 0.35, rows + 0.35
+    corners = [(ends - share, low), (ends, low), (ends, high), (ends - share, high)]
+    boxes = np.moveaxis(np.array(corners), -1, 0)
+    for who in WHO_MUST_ACT:
+        there = (summary["who_must_act"] == who).to_numpy() & (share > 0)
         bars = PolyCollection(
-            list(np.moveaxis(np.array(corners), -1, 0)),
+            list(boxes[there]),
             label=who,
             facecolor=theme.who[who],
             edgecolor=theme.paper,

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mxlab.plots.letters import Canvas
 
 #: A row of a summary, or its attrs.
 Row = Mapping[Any, Any]
@@ -120,7 +121,7 @@ def figure(width: int = 800, height: int = 460, *, dark: bool = False) -> Figure
     """
     scale = max(1.0, width / 800)
     made = Figure(figsize=(width / scale / 100, height / 100), dpi=100 * scale)
-    FigureCanvasAgg(made)
+    Canvas(made)
     made.set_gid("mxlab")
     made.set_facecolor((DARK if dark else LIGHT).paper)
     return made
