@@ -18,7 +18,6 @@ from mxlab.analysis._inputs import (
     Ints,
     described,
     need,
-    strings,
     table,
     whole,
 )
@@ -284,7 +283,9 @@ def _failing(rule: Rule, rows: pd.DataFrame, waivers: Sequence[Waiver], now: pd.
             here = rows["institution"].astype(STRING) == waiver.institution
             waived |= here.to_numpy(dtype=bool, na_value=False) if waiver.institution else True
     words = {"rule": rule.id, "severity": rule.severity, "reason": rule.reason, "source": rule.source}
-    head = pd.DataFrame({name: strings([word] * len(rows)) for name, word in words.items()})
+    head = pd.DataFrame(
+        {name: pd.Series(pa.repeat(word, len(rows)), dtype=STRING) for name, word in words.items()}
+    )
     head["is_waived"] = waived
     return pd.concat([head, rows.reset_index(drop=True)], axis=1)
 
