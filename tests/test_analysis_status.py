@@ -73,6 +73,29 @@ def test_users_who_did_not_answer_are_in_no_rate():
     assert analysis.status_counts(members)["n"].iloc[0] == 600
 
 
+@pytest.mark.slow
+def test_intervals_of_shares_cover_the_truth(figures):
+    """Each status's share among 800 members of 2,000 fleets drawn from one; rare ones and common ones."""
+    words = np.array(["CONNECTED", "CHALLENGED", "DEGRADED", "FAILED", "DELAYED"])
+    truth = np.array([0.7, 0.15, 0.1, 0.04, 0.01])
+    covered = []
+    for seed in range(2_000):
+        drawn = np.random.default_rng([seed, 4]).choice(words, 800, p=truth)
+        members = pd.DataFrame(
+            {
+                "connection_status": pd.Categorical(drawn, categories=words),
+                "user_state": pd.Categorical(["answered"] * 800),
+            }
+        )
+        found = analysis.status_counts(members).set_index("status").reindex(words)
+        covered.append((found["low"].fillna(0) <= truth) & (truth <= found["high"].fillna(1)))
+    shares = np.mean(covered, axis=0)
+    figures["95 % intervals of status shares cover the truth"] = dict(
+        zip(words.tolist(), shares.round(4).tolist(), strict=True)
+    )
+    assert ((shares >= 0.93) & (shares <= 0.97)).all()
+
+
 def test_groups_by_institution_flag_and_list():
     members = world(2_000)
     banks = analysis.who_must_act(members, by="institution")

@@ -256,6 +256,13 @@ def latency_quantiles(
         aggregations. It is missing, too, where its interval spans more than a factor of 2: few aggregations, or
         a median between two peaks, where hardly any ends. An interval that goes on beyond what was seen to end
         has no high.
+
+    Notes
+    -----
+    Measured over 100 runs of 10,000 members each, with looks every 5 s or 30 s in random phase, or by the default
+    schedule: of nine shapes the intervals cover the truth in 89 to 97 %, but in 84 to 94 % where the density falls
+    off a cliff near the quantile (a median at the foot of the first of two peaks). Intervals of fewer than 50
+    aggregations are too narrow: those of 20 cover in 70 to 95 %.
     """
     draws = DRAWS if draws is None and by is None else draws or 0
     rows = answered(members, "latency_quantiles", *_COLUMNS)
