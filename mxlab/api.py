@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 
@@ -30,6 +32,9 @@ from mxlab.store import Store
 from mxlab.tokens import Secret, Source, Tokens
 
 Tick = Callable[[Progress], None]
+T = TypeVar("T")
+_QUIET_SECONDS = 1.0
+_SECONDS_BETWEEN_LINES = 0.25
 
 
 def aggregate(
@@ -43,9 +48,9 @@ def aggregate(
 ) -> Snapshot:
     """As `mxlab.aio.aggregate`, waiting for the result; works in Jupyter, and ■ or Ctrl-C stops the run.
 
-    ``tick`` is called with the progress while waiting.
+    ``tick`` is called with the progress while waiting; in a notebook, where there is none, a line under the cell shows it.
     """
-    return start(aio.aggregate(tokens, settings, store=store, run=run, sample=sample)).result(tick=tick)
+    return _waited(aio.aggregate(tokens, settings, store=store, run=run, sample=sample), tick)
 
 
 def observe(
@@ -58,7 +63,50 @@ def observe(
     tick: Tick | None = None,
 ) -> Snapshot:
     """As `mxlab.aio.observe`, waiting for the result."""
-    return start(aio.observe(tokens, settings, store=store, run=run, sample=sample)).result(tick=tick)
+    return _waited(aio.observe(tokens, settings, store=store, run=run, sample=sample), tick)
+
+
+def _waited(coroutine: Coroutine[Any, Any, T], tick: Tick | None = None) -> T:
+    job = start(coroutine)
+    if tick is not None or not _in_a_notebook():
+        return job.result(tick=tick)
+    line = _Line()
+    try:
+        return job.result(tick=line)
+    finally:
+        line.end(job.progress)
+
+
+def _in_a_notebook() -> bool:
+    python = sys.modules.get("IPython")
+    return python is not None and hasattr(python.get_ipython(), "kernel")
+
+
+class _Line:
+    """The progress of a run that takes its time, as a line under the cell that waits for it."""
+
+    def __init__(self) -> None:
+        self._begun = self._painted = time.monotonic()
+        self._handle: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Paint it, if the last time is long enough ago."""
+        pause = _QUIET_SECONDS if self._handle is None else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self._painted >= pause:
+            self._paint(progress)
+
+    def end(self, progress: Progress) -> None:
+        """Leave what it came to, if anything was said at all."""
+        if self._handle is not None:
+            self._paint(progress)
+
+    def _paint(self, progress: Progress) -> None:
+        self._painted = time.monotonic()
+        shown = {"text/plain": progress.words(self._painted - self._begun)}
+        if self._handle is None:
+            self._handle = import_module("IPython.display").display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
 
 
 def preview(
@@ -70,7 +118,7 @@ def preview(
     sample: int | None = None,
 ) -> aio.Preview:
     """As `mxlab.aio.preview`, waiting for the result."""
-    return start(aio.preview(tokens, settings, store=store, look=look, sample=sample)).result()
+    return _waited(aio.preview(tokens, settings, store=store, look=look, sample=sample))
 
 
 def read_members(pattern: str | os.PathLike[str]) -> Snapshot:

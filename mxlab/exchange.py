@@ -197,6 +197,15 @@ class Progress:
         """Users that ended, in whatever state."""
         return self.answered + self.lost + self.unknown
 
+    def words(self, seconds: float) -> str:
+        """How far it is after so many seconds of work, in a line."""
+        parts = [f"{self.phase}: {self.ended:,} of {'?' if self.asked is None else f'{self.asked:,}'} users"]
+        if seconds > 0:
+            parts.append(f"{self.ended / seconds:,.0f} a second")
+        if self.phase not in {"complete", "stopped"}:
+            parts += [f"{self.following:,} under way", f"{self.in_flight:,} in flight"]
+        return " · ".join(parts)
+
     def count(self, ending: Ending) -> None:
         """Add one user's end."""
         setattr(self, ending.state, getattr(self, ending.state) + 1)

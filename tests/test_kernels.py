@@ -197,6 +197,14 @@ def test_an_interrupt_is_heard_the_kernel_lives_and_the_run_goes_on(kernel, serv
     assert set(acted.values()) == {1}
 
 
+def test_a_cell_that_waits_says_how_far_it_is(kernel):
+    assert f"{USERS} of {USERS} users answered" in kernel.run(BLOCKING, seconds=120)
+    lines = [each for each in kernel.said if each["msg_type"] in {"display_data", "update_display_data"}]
+    assert lines[-1]["content"]["data"]["text/plain"].startswith(f"complete: {USERS} of {USERS} users")
+    times = [each["header"]["date"].timestamp() for each in lines]
+    assert len(times) <= 2 + 4 * (times[-1] - times[0])
+
+
 def test_a_cell_awaits_a_run(kernel, server):
     assert f"{USERS} of {USERS}" in kernel.run(f"{AWAITED}\nprint(snap.coverage)", seconds=120)
     assert set(server.count("aggregate_all").values()) == {1}

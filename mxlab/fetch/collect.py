@@ -211,7 +211,7 @@ class Collection:
                     )
                     for worker in done:
                         worker.result()
-                    self._progress.in_flight = self._gate.in_flight
+                    self._progress.phase, self._progress.in_flight = self._phase, self._gate.in_flight
                     if self._exchanges or self._endings:
                         yield self.rest()
             finally:
@@ -261,6 +261,12 @@ class Collection:
         """For how long this run has been paused so far, in its own time."""
         return self._valve.seconds * self._settings.clock.speed
 
+    @property
+    def _phase(self) -> str:
+        if self._valve.is_closed:
+            return "paused"
+        return "waiting for the server to answer" if self._is_out() else "collecting"
+
     def _is_out(self) -> bool:
         now = self._now()
         return self._budget.is_out(now) or self._mint_budget.is_out(now)
@@ -309,7 +315,6 @@ class Collection:
                 self._put_off(user, wait)
                 return
             await self._perform(user, call)
-            self._progress.phase = "waiting for the server to answer" if self._is_out() else "collecting"
             user.ready_at = time.perf_counter()
         columns = user.token.columns if user.token else {}
         ending = user.track.ending(user.turn.user, columns)

@@ -107,7 +107,8 @@ class Audit(VBox):
             ],
             layout=Layout(flex="1 1 320px", min_width="0"),
         )
-        top = HBox([left, self.picture], layout=Layout(flex_flow="row wrap"))
+        right = VBox([self.picture], layout=Layout(flex="2 1 480px", min_width="0"))
+        top = HBox([left, right], layout=Layout(flex_flow="row wrap"))
         super().__init__([HTML(LOOK), self.said, top, self.table])
         self.add_class("mxlab-audit")
 

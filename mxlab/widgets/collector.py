@@ -34,7 +34,7 @@ from mxlab.portal import Job, start
 from mxlab.settings import Settings
 from mxlab.store import Store
 from mxlab.tokens import Secret, Tokens
-from mxlab.widgets.explorer import Explorer
+from mxlab.widgets.explorer import LOOK, Explorer
 from mxlab.widgets.picture import Picture
 
 T = TypeVar("T")
@@ -43,6 +43,8 @@ _WORD = "aggregate"
 #: Long enough to be a token: never shown of a message that is not ours.
 _MAY_BE_SECRET = re.compile(r"[!-~]{20,}")
 _SECONDS_BETWEEN_PAINTS = 0.25
+#: Until so many have ended, the time left is a guess: the first are not like the others.
+_KNOWS_RATE = 0.05
 _SIMULATOR, _FILE, _USERS, _GIVEN = (
     "the simulator",
     "a token file",
@@ -140,7 +142,9 @@ class Collector(VBox):
         self.pause.disabled = self.stop.disabled = True
         self._arrange()
         buttons = HBox([self.look, self.begin, self.pause, self.stop], layout=Layout(flex_flow="row wrap"))
-        super().__init__([self.source, self.verb, self._fields, buttons, self.bar, self.said, self.result])
+        super().__init__(
+            [HTML(LOOK), self.source, self.verb, self._fields, buttons, self.bar, self.said, self.result]
+        )
         self.add_class("mxlab-collector")
 
     def cancel(self) -> None:
@@ -297,19 +301,13 @@ class Collector(VBox):
 
     def _paint(self, job: Job[Snapshot], seconds: float) -> None:
         progress = job.progress
-        asked, ended = progress.asked, progress.ended
-        phase = "paused" if job.is_paused else progress.phase
+        share = progress.ended / progress.asked if progress.asked else 0.0
+        self.bar.value = share
+        parts = [progress.words(seconds)]
         if self._is_stopped and job.state == "running":
-            phase = "stopping"
-        self.bar.value = ended / asked if asked else 0.0
-        rate = ended / seconds if seconds > 0 else 0.0
-        parts = [f"{phase}: {ended:,} of {'?' if asked is None else f'{asked:,}'} users"]
-        if phase == "collecting":
-            parts += [f"{rate:,.0f} a second"]
-            if asked and rate:
-                parts.append(f"{duration((asked - ended) / rate)} left")
-        if job.state == "running":
-            parts.append(f"{progress.in_flight:,} in flight")
+            parts.insert(0, "stopping")
+        elif _KNOWS_RATE < share < 1:
+            parts.append(f"{duration(seconds / share * (1 - share))} left")
         parts += [f"{word} {count:,}" for word, count in progress.statuses.most_common(4)]
         parts += [f"{reason} {count:,}" for reason, count in progress.reasons.most_common(3)]
         self._say(" · ".join(parts))

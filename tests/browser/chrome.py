@@ -33,6 +33,13 @@ FLAGS = [
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 ]
+#: What scrolls: the page, or a notebook within it.
+SCROLLING = "[document.documentElement, ...document.querySelectorAll('.jp-WindowedPanel-outer')]"
+#: How many pixels of it are out of sight.
+HIDDEN = f"Math.max(...{SCROLLING}.map(each => each.scrollHeight - each.clientHeight))"
+#: To its top, and then until it is painted.
+TO_THE_TOP = f"""{SCROLLING}.forEach(each => each.scrollTop = 0),
+  new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
 
 
 class Page:
@@ -96,6 +103,7 @@ class Page:
 
     async def resize(self, width, height):
         """Make the window this large."""
+        self._size = width, height
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -143,8 +151,16 @@ class Page:
           list.dispatchEvent(new Event('change', {{bubbles: true}}));
         }})()""")
 
-    async def picture(self, css=None):
-        """What is in the window as PNG, scrolled to the first element of a selector where one is given."""
+    async def picture(self, css=None, *, whole=False):
+        """What is in the window as PNG, scrolled to the first element of a selector; or the whole page."""
+        if whole:
+            size = self._size
+            await self.resize(size[0], size[1] + await self.evaluate(HIDDEN))
+            await self.evaluate(TO_THE_TOP)
+            try:
+                return await self.picture()
+            finally:
+                await self.resize(*size)
         if css is not None:
             await self.evaluate(f"document.querySelector({css!r})?.scrollIntoView() ?? true")
         shot = await self.call("Page.captureScreenshot", format="png")

@@ -59,7 +59,7 @@ async def test_voila_lists_the_notebooks_and_serves_each(tmp_path, kept, figures
                 await page.until(f"{WAITING} > 0")
                 await page.until(f"{WAITING} === 0", seconds=120)
                 figures[f"browser: {name} as a page, s"] = round(time.perf_counter() - begun, 1)
-                await kept(page, f"voila-{name}")
+                await kept(page, f"voila-{name}", whole=True)
                 assert await page.evaluate(FAILED) is None, name
                 assert page.errors == [], name
                 assert page.strangers() == [], name

@@ -7,10 +7,15 @@ import nbformat
 import pytest
 from chrome import MARKS, browser
 from lab import NOTEBOOKS
-from pages import PICTURE, SHOWN, other, running
+from pages import FAILED, PICTURE, SHOWN, other, running
 
 pytestmark = MARKS
 
+#: Whether every cell has run, with a number before it.
+RUN_THROUGH = """(() => {
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+  return prompts.length > 5 && prompts.every(each => /\\[\\d+\\]/.test(each.innerText));
+})()"""
 HOSTILE = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -61,6 +66,18 @@ async def test_quickstart_from_top_to_bottom_and_a_filter(front, tmp_path, kept,
         assert page.strangers() == []
 
 
+@pytest.mark.parametrize("name", ["05_data_quality", "07_history_and_change"])
+async def test_a_notebook_runs_through_in_jupyterlab(name, tmp_path, kept, figures):
+    begun = time.perf_counter()
+    async with running("lab", tmp_path, NOTEBOOKS / f"{name}.ipynb") as page:
+        await page.until(RUN_THROUGH, seconds=120)
+        figures[f"browser: {name} in lab, s"] = round(time.perf_counter() - begun, 1)
+        assert await page.evaluate(FAILED) is None
+        await kept(page, f"lab-{name}", whole=True)
+        assert page.errors == []
+        assert page.strangers() == []
+
+
 @pytest.mark.parametrize("front", ["lab", "voila"])
 async def test_nothing_of_a_hostile_name_is_executed(front, tmp_path, kept):
     path = made(tmp_path, "hostile", HOSTILE.format(tests=str(Path(__file__).parents[1])))
@@ -80,23 +97,55 @@ async def test_nothing_of_a_hostile_name_is_executed(front, tmp_path, kept):
 
 
 @pytest.mark.parametrize("front", ["lab", "voila"])
-async def test_a_collection_is_started_watched_and_stopped(front, tmp_path, kept, figures):
+async def test_a_collection_is_started_watched_paused_and_stopped(front, tmp_path, kept, figures):
     path = made(tmp_path, "collect", COLLECT)
+
+    def says(words):
+        return f"/{words}/.test(document.querySelector('.mxlab-collect-said').innerText)"
+
     async with running(front, tmp_path, path) as page:
         await page.until("document.querySelector('.mxlab-collect-begin') !== null")
         await page.click(".mxlab-collect-begin")
-        await page.until(
-            "/: [1-9][0-9]* of 2,000 users/.test(document.querySelector('.mxlab-collect-said').innerText)"
-        )
+        await page.until(says(": [1-9][0-9]* of 2,000 users"))
         await kept(page, f"{front}-collector-running")
+        begun = time.perf_counter()
+        await page.click(".mxlab-collect-pause")
+        await page.until(says("^paused: .* 0 in flight"))
+        figures[f"browser: Pause to nothing in flight in {front}, ms"] = round(
+            (time.perf_counter() - begun) * 1000
+        )
+        await kept(page, f"{front}-collector-paused")
+        await page.click(".mxlab-collect-pause")
+        await page.until(says("^collecting: "))
         begun = time.perf_counter()
         await page.click(".mxlab-collect-stop")
         await page.until(SHOWN)
         figures[f"browser: Stop to the Explorer of what has come in {front}, ms"] = round(
             (time.perf_counter() - begun) * 1000
         )
+        await page.until("!document.querySelector('.mxlab-collect-begin').disabled")
         await kept(page, f"{front}-collector-stopped")
         assert "stopped" in await page.evaluate("document.querySelector('.mxlab-collect-said').innerText")
+        assert page.errors == []
+        assert page.strangers() == []
+
+
+CONSENT = """
+from mxlab.widgets import Collector
+collector = Collector()
+collector.source.index, collector.verb.index = 1, 1
+collector.path.value, collector.base_url.value = "tokens.csv", "https://nexus.example.com"
+collector
+"""
+
+
+@pytest.mark.parametrize("front", ["lab", "voila"])
+async def test_without_the_typed_word_nothing_is_asked_of_a_real_host(front, tmp_path, kept):
+    async with running(front, tmp_path, made(tmp_path, "consent", CONSENT)) as page:
+        await page.until("document.querySelector('.mxlab-collect-consent input') !== null")
+        await page.click(".mxlab-collect-begin")
+        await page.until("/^Nothing was sent/.test(document.querySelector('.mxlab-collect-said').innerText)")
+        await kept(page, f"{front}-collector-consent")
         assert page.errors == []
         assert page.strangers() == []
 
@@ -134,10 +183,12 @@ async def test_an_audit_leads_down_to_the_rows_of_a_rule(front, tmp_path, kept):
     async with running(front, tmp_path, made(tmp_path, "audit", AUDIT)) as page:
         await page.until(SHOWN.replace("explorer", "audit"), seconds=90)
         rows = "document.querySelector('.mxlab-audit caption').textContent"
-        every = await page.evaluate(rows)
+        every, shown = await page.evaluate(rows), "document.querySelector('.mxlab-audit img').src"
+        picture = await page.evaluate(shown)
         await kept(page, f"{front}-audit")
         await page.click(".mxlab-rule option", 1)
         await page.until(f"{rows} !== {every!r}", seconds=20)
+        await page.until(f"{shown} !== {picture!r}", seconds=20)
         await kept(page, f"{front}-audit-rule")
         assert page.errors == []
         assert page.strangers() == []
