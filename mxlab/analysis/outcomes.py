@@ -225,17 +225,15 @@ def _incidence(
     beyond = 1.0 if lost.any() else 0.0
     total = mass.sum() + beyond
     mass, beyond = mass / total, beyond / total
-    rows = np.arange(len(seen))[:, None]
+    rows, size = np.arange(len(seen))[:, None], len(seen) * width
     for _ in range(rounds):
         steps = np.concatenate([np.zeros((len(seen), 1)), np.cumsum(mass, axis=1)], axis=1)
         inside = np.maximum(steps[end, last] - steps[end, first], _censored.TINY)
         ratio = count / inside
         left = np.maximum(steps[:, -1].sum() + beyond - steps.sum(axis=0), _censored.TINY)
         spread = lost / left
-        rise = np.zeros((len(seen), width))
-        np.add.at(rise, (end, first), ratio)
-        np.subtract.at(rise, (end, last), ratio)
-        rise = np.cumsum(rise + spread, axis=1)[:, :-1] / n
+        begun = np.bincount(end * width + first, ratio, size) - np.bincount(end * width + last, ratio, size)
+        rise = np.cumsum(begun.reshape(-1, width) + spread, axis=1)[:, :-1] / n
         mass, beyond = mass * rise, beyond * spread.sum() / n
         if (np.abs(rise - 1) * (mass > 1e-12)).max(initial=0) < tolerance:
             break
