@@ -246,9 +246,11 @@ def test_the_timeline_has_a_panel_for_each_measure_over_one_time(summaries):
     ax = plots.run_timeline(summary)
     assert style.root(ax).texts[0].get_text().startswith(f"{summary.attrs['n']:,} requests in ")
     for panel, name in zip(ax.child_axes, ("sent_per_second", "in_flight", "failed_per_second"), strict=True):
-        (line,) = panel.lines
-        assert line.get_label() == name
-        assert line.get_ydata() == pytest.approx(summary[name].to_numpy())
+        area, outline = panel.patches
+        assert outline.get_label() == name
+        for each in (area, outline):
+            assert each.get_data().values == pytest.approx(summary[name].to_numpy())
+            assert each.get_data().edges[:-1] == pytest.approx(summary["seconds"].to_numpy())
         assert panel.get_xlim() == ax.child_axes[0].get_xlim()
         assert f"at most {summary[name].max():,.0f}" in panel.texts[0].get_text()
     sent = summary["sent_per_second"].sum() * summary.attrs["span_seconds"]
@@ -331,6 +333,32 @@ def test_cells_and_totals_of_findings_equal_the_summary(summaries):
     for place, (rule, part) in enumerate(summary.groupby("rule", sort=False, observed=True)):
         beside = {text for (_, y), text in numbers.items() if y == place}
         assert {rule, str(part["count"].sum())} <= beside
+
+
+def test_axes_of_few_counts_and_of_shares_end_with_their_unit():
+    ax = style.figure().add_subplot()
+    ax.set_xscale("log")
+    ax.set_xlim(0.9, 6.4)
+    style.count_axis(ax, "x", unit="members")
+    ticks = [ax.xaxis.get_major_formatter()(at, 0) for at in ax.get_xticks() if 0.9 <= at <= 6.4]
+    assert ticks == ["1", "2", "5 members"]
+    ax.set_ylim(0, 0.86)
+    style.share_axis(ax, "y", 0.86)
+    assert [ax.yaxis.get_major_formatter()(at, 0) for at in ax.get_yticks()] == ["0", "25", "50", "75 %"]
+
+
+def test_a_curve_that_is_not_known_is_not_drawn(summaries):
+    unknown = summaries["time_to_recover"].assign(share=np.nan, low=np.nan, high=np.nan)
+    ax = plots.time_to_recover(unknown)
+    assert not ax.lines
+    assert "no curve" in ax.texts[0].get_text()
+
+
+def test_one_member_is_no_finding(summaries):
+    lone = summaries["attributable_share"].assign(excess=0.9, excess_low=0.2)
+    assert said(plots.attributable_share(lone)) == (
+        "What each institution adds to members waiting for MX or the bank"
+    )
 
 
 def test_further_attempts_stand_below_their_endpoint():

@@ -166,14 +166,14 @@ def time_to_recover(
     looks = f"; looks {style.duration(gap)} apart" if gap and not np.isnan(gap) else ""
     subtitle = f"Share connected again, by time since CONNECTED was left ({style.counted(whole.get('n', 0), 'episode')}); band: 95 %; dashed: of seen episodes alone{looks}"
     top = style.title(ax, title or headline, subtitle)
-    groups = list(dict.fromkeys(summary["group"]))
+    groups = list(dict.fromkeys(summary.loc[summary["share"].notna(), "group"]))
     labels = {
         name: f"{WHO_WORDS.get(name, style.cut(name, 1.2, SMALL))}, n {quantiles.get(name, {}).get('n', 0):,}"
         for name in groups
     }
     style.margins(ax, left=0.68, right=style.end_room(list(labels.values())), top=top + 0.2)
     if not groups:
-        style.nothing(ax, "no episode whose beginning was seen: it takes several runs")
+        style.nothing(ax, "no curve: it takes several runs and 20 episodes seen to begin and to end")
         return ax
     ends = []
     for name in groups:

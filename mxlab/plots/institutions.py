@@ -173,7 +173,7 @@ def attributable_share(
     by = summary.attrs.get("by", "institution")
     above = summary.loc[summary["excess"] > 0]
     shown = above.loc[above["excess"] >= min(1.5, above["excess"].max())].head(top)
-    sure = shown.loc[shown["excess_low"] > 0]
+    sure = shown.loc[(shown["excess_low"] > 0) & (shown["excess"] >= 1.5)]
     headline = "What each institution adds to members waiting for MX or the bank"
     if len(sure):
         first = sure.iloc[0]

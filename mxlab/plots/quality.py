@@ -33,7 +33,10 @@ def findings_by_institution(
     totals = summary.groupby("institution", observed=True)["count"].sum().sort_values(ascending=False)
     banks = [name for name in totals.index if name != "all other"][: 5 if width < 600 else 12]
     banks += ["all other"] if len(totals) > len(banks) else []
-    ax, theme = style.axes(ax, width=width, height=260 + 24 * max(len(rules), _ROWS), dark=dark)
+    shown = [style.cut(bank, 1.9, SMALL) for bank in banks]
+    room = max([style.text_width(bank, SMALL) for bank in shown], default=0.7) * 0.72 + 0.1
+    height = 150 + 100 * room + 24 * max(len(rules), _ROWS)
+    ax, theme = style.axes(ax, width=width, height=height, dark=dark)
     headline = "No record fails a rule"
     if rules:
         broken = int(summary.loc[summary["severity"] == "error", "count"].sum())
@@ -43,8 +46,6 @@ def findings_by_institution(
             else "No errors in the records, some oddities"
         )
     bold = set(summary.loc[summary["severity"] == "error", "rule"])
-    shown = [style.cut(bank, 1.9, SMALL) for bank in banks]
-    room = max([style.text_width(bank, SMALL) for bank in shown], default=0.7) * 0.72 + 0.1
     subtitle = "Findings by rule, gravest first, and institution; bold: errors"
     top = style.title(ax, title or headline, subtitle, above=room)
     style.name_rows(ax, rules, bold=bold, top=top + room + 0.15, right=0.8, part=0.4)

@@ -1,5 +1,6 @@
 """Drawings of a run's requests."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -145,7 +146,7 @@ def run_timeline(
     if summary.empty:
         style.nothing(ax, "no request was sent")
         return ax
-    middle = (summary["seconds"] + span / 2).to_numpy()
+    edges = np.append(summary["seconds"], summary["seconds"].iloc[-1] + span)
     room, at = 0.26 / style.tall(ax), 1.0  # for the words above a panel
     for name, word, part, colour in (
         ("sent_per_second", "sent a second", 0.42, theme.muted),
@@ -156,9 +157,9 @@ def run_timeline(
         panel = ax.inset_axes((0, at, 1, part - room))
         style.axes(panel, width=width, height=0, dark=dark)
         values = summary[name].to_numpy()
-        panel.fill_between(middle, 0, values, step="mid", color=theme.grid, linewidth=0)
-        panel.plot(middle, values, color=colour, linewidth=1.1, drawstyle="steps-mid", label=name)
-        style.time_axis(panel, 0, float(middle[-1] + span / 2), log=False)
+        panel.stairs(values, edges, fill=True, color=theme.grid)
+        panel.stairs(values, edges, color=colour, linewidth=1.1, label=name)
+        style.time_axis(panel, 0, float(edges[-1]), log=False)
         panel.tick_params(labelbottom=at < 0.01)
         most = max(float(values.max()), 1.0)
         panel.set_ylim(-0.02 * most, 1.05 * most)

@@ -416,7 +416,7 @@ def share_axis(ax: Axes, which: Literal["x", "y"], last: float = 1.0) -> None:
     """An axis of shares in whole per cent, the sign on the last tick."""
     steps = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
     step = next(step for step in steps if last / step <= 5.001 or step == 0.25)
-    ticks = np.arange(0, last + step / 2, step)
+    ticks = np.arange(0, last * 1.001, step)
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(FixedLocator(ticks.tolist()))
     last = float(ticks[-1])
@@ -629,9 +629,11 @@ def count_axis(ax: Axes, which: Literal["x", "y"], *, most: int = 5, unit: str =
     """An axis of counts with few ticks, the unit on the last: 1, 100, 10,000 where it is logarithmic."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     log = (ax.get_xscale() if which == "x" else ax.get_yscale()) == "log"
-    axis.set_major_locator(LogLocator(10, numticks=7) if log else MaxNLocator(most, integer=True))
-    axis.set_minor_locator(NullLocator())
     low, high = sorted(axis.get_view_interval())
-    ticks = [tick for tick in axis.get_major_locator().tick_values(low, high) if low <= tick <= high]
+    decades = log and high >= 100 * low
+    locator = LogLocator(10, (1,) if decades else (1, 2, 5)) if log else MaxNLocator(most, integer=True)
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
     last = ticks[-1] if unit and ticks else np.nan
     axis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:,.0f}" + (f" {unit}" if at == last else "")))
