@@ -494,6 +494,140 @@ def test_letters_from_memory_are_those_of_matplotlib(summaries, dark, tmp_path):
     assert apart(ours, theirs) > 3
 
 
+def dots(ax):
+    """Places of the dots of rows."""
+    return [
+        line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1
+    ]
+
+
+def spans_of(ax):
+    """Ends of the lines along the rows."""
+    along = [line for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_ydata()) == 0]
+    return [end for line in along for end in line.get_xdata()]
+
+
+def both(frame, low, high):
+    return frame[[low, high]].to_numpy().ravel().tolist()
+
+
+def test_bars_of_who_must_act_equal_the_summary(summaries):
+    summary = summaries["who_must_act"]
+    known = summary[summary["unit"] == "members"]
+    ax = plots.who_must_act(summary)
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(known["share"].tolist())
+    assert spans_of(ax) == pytest.approx(both(known, "low", "high"))
+
+
+def test_rows_of_latency_equal_the_summary(summaries):
+    summary = summaries["latency_quantiles"]
+    ax = plots.latency_quantiles(summary)
+    shown = summary[summary["p50"].notna()].head(15).sort_values("p50", ascending=False)
+    assert len(shown) > 3
+    assert dots(ax) == pytest.approx(shown["p50"].tolist())
+    assert spans_of(ax) == pytest.approx(both(shown, "p50_low", "p50_high"), nan_ok=True)
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    assert ends == pytest.approx(shown["p90"].dropna().tolist())
+
+
+def test_rows_of_slow_institutions_equal_the_summary(summaries):
+    summary = summaries["slow_institutions"]
+    shown = summary.head(12)
+    ax = plots.slow_institutions(summary)
+    assert len(shown) > 3
+    assert dots(ax) == pytest.approx(shown["ratio"].tolist())
+    known = shown.assign(**{end: shown[end].fillna(shown["ratio"]) for end in ("ratio_low", "ratio_high")})
+    assert spans_of(ax) == pytest.approx(both(known, "ratio_low", "ratio_high"))
+    bold = {text.get_text() for text in ax.texts if text.get_weight() == "bold"}
+    assert len(bold) == shown["is_slower"].sum()
+
+
+def test_curve_of_freshness_equals_the_summary(summaries):
+    summary = summaries["freshness"]
+    ax = plots.freshness(summary)
+    curve = next(line for line in ax.lines if line.get_label() == "share")
+    assert curve.get_ydata() == pytest.approx(summary["share"].to_numpy())
+    assert curve.get_xdata() == pytest.approx(summary["seconds"].to_numpy())
+    within = summary.attrs["within"]
+    mark = next(line for line in ax.lines if line.get_marker() == "o")
+    assert mark.get_xydata()[0] == pytest.approx([summary.attrs["within_seconds"], within["share"]])
+
+
+def test_rows_of_the_scan_equal_the_summary(summaries):
+    summary = summaries["outage_scan"]
+    shown = summary.drop_duplicates("institution").head(10)
+    ax = plots.outage_scan(summary)
+    assert len(shown) > 3
+    assert dots(ax) == pytest.approx(shown["share"].tolist())
+    assert spans_of(ax) == pytest.approx(both(shown, "low", "high"))
+    bars = [line.get_xdata()[0] for line in ax.lines if np.ptp(line.get_ydata()) > 0]
+    assert bars == pytest.approx(shown["baseline_share"].tolist())
+
+
+def test_dots_and_limits_of_the_funnel_equal_the_summary(summaries):
+    summary = summaries["institution_funnel"]
+    lines = {line.get_label(): line for line in plots.institution_funnel(summary).lines}
+    for label, part in (("inside", ~summary["is_outside"]), ("outside", summary["is_outside"])):
+        assert lines[label].get_xdata() == pytest.approx(summary.loc[part, "n"].to_numpy())
+        assert lines[label].get_ydata() == pytest.approx(summary.loc[part, "share"].to_numpy())
+    drawn_limits = [
+        tuple(line.get_ydata()) for line in lines.values() if len(line.get_ydata()) == len(summary)
+    ]
+    by_size = summary.sort_values("n")
+    for name in ("low_95", "high_95", "low_998", "high_998"):
+        assert tuple(by_size[name]) in drawn_limits
+
+
+def test_rows_of_reply_times_equal_the_summary(summaries):
+    summary = summaries["reply_times"]
+    shown = summary[summary["p50"].notna()]
+    ax = plots.reply_times(summary)
+    assert dots(ax) == pytest.approx(shown["p50"].tolist())
+    assert [bar.get_x() + bar.get_width() for bar in ax.patches] == pytest.approx(shown["p90"].tolist())
+    ticks = [line.get_xdata()[0] for line in ax.lines if np.ptp(line.get_ydata()) > 0]
+    assert ticks == pytest.approx(shown["p99"].tolist())
+
+
+def test_bars_of_failures_equal_the_summary(summaries):
+    summary = summaries["request_failures"]
+    ax = plots.request_failures(summary)
+    assert len(summary)
+    assert [bar.get_width() for bar in ax.patches] == summary["count"].head(12).tolist()
+
+
+def test_cells_of_transitions_equal_the_summary(summaries):
+    summary = summaries["transitions"]
+    ax = plots.transitions(summary)
+    rows = [text.get_text() for text in ax.texts if text.get_ha() == "right"]
+    columns = [text.get_text() for text in ax.texts if text.get_rotation() == 45]
+    assert rows == columns
+    written = {text.get_position(): text.get_text() for text in ax.texts if text.get_ha() == "center"}
+    assert len(written) == len(ax.patches) == len(summary)
+    for row in summary.to_dict("records"):
+        text = written[columns.index(row["to_status"]), rows.index(row["from_status"])]
+        assert text in {f"{row['count']:,}", f"{row['count'] / 1000:.0f}k"}
+    framed = sum(cell.get_linewidth() > 1.5 for cell in ax.patches)
+    assert framed == summary["is_change"].sum() > 0
+
+
+def test_moves_where_a_matrix_has_no_room_equal_the_summary(summaries):
+    summary = summaries["transitions"]
+    moved = summary[summary["from_status"] != summary["to_status"]].sort_values("count", ascending=False)
+    bars = [bar.get_width() for bar in plots.transitions(summary, width=480).patches]
+    assert bars == moved["count"].head(15).tolist()
+
+
+def test_bars_of_mix_and_rate_equal_the_summary(summaries):
+    summary = summaries["mix_and_rate"]
+    ax = plots.mix_and_rate(summary)
+    attrs = summary.attrs
+    expected = [attrs["total"], attrs["mix"], attrs["rate"], *summary["total"].head(6)]
+    expected.append(summary["total"].iloc[6:].sum())
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(expected)
+    assert attrs["mix"] + attrs["rate"] == pytest.approx(attrs["total"])
+    assert summary["total"].sum() == pytest.approx(attrs["total"])
+
+
 BASELINES = Path(__file__).parent / "baselines"
 #: Other versions set letters half a pixel apart, which is more than a missing word makes.
 BASELINES_ARE_OF = "3.11"
