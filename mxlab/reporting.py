@@ -496,20 +496,20 @@ def _mix(since: _Since) -> str:
 
 def _freshness(snap: Snapshot, since: _Since | None) -> str:
     """Members that MX refreshes by itself: how many are fresh within some ages."""
-    sides = {"now": snap} if since is None else {"before": since.before, "now": snap}
+    sides = {"": snap} if since is None else {" before": since.before, " now": snap}
     table = pd.DataFrame({"fresh within": [duration(age) if age < _DAY else _days(age) for age in _AGES]})
     for name, side in sides.items():
         shares = pd.concat(
             [analysis.freshness_shares(side.members, within_seconds=age) for age in _AGES], ignore_index=True
         ).reindex(range(len(_AGES)))
-        table[f"members {name}"] = shares["n_eligible"].astype("Int64")
-        table[f"share {name}"] = shares["share"]
-        table[f"95 % interval {name}"] = [
+        table[f"members{name}"] = shares["n_eligible"].astype("Int64")
+        table[f"share{name}"] = shares["share"]
+        table[f"95 % interval{name}"] = [
             _unbroken(_interval(row)) if row.n_eligible > 0 else "" for row in _rows(shares)
         ]
     body = "" if since is None else f"<p>{escape(_refreshed(since))}</p>"
     words = "Of members that MX refreshes by itself, those never successful included"
-    body += _table(table, words, [f"share {name}" for name in sides])
+    body += _table(table, words, [f"share{name}" for name in sides])
     return _chart("freshness", snap) + body
 
 
@@ -555,7 +555,7 @@ def _quality(snap: Snapshot, since: _Since | None) -> str:
 
 def _failing(found: pd.DataFrame) -> str:
     """Records by the gravest rule that they fail."""
-    records = found.dropna(subset="guid")
+    records = found.dropna(subset="session")  # a finding about the whole frame has no record
     grave = records["severity"] != "notice"
     counts = [part.drop_duplicates(["session", "guid"]).shape[0] for part in (records[grave], records)]
     return (
@@ -572,7 +572,8 @@ def _reasons(found: pd.DataFrame, rules: pd.Series) -> list[str]:
 def _new(found: pd.DataFrame, earlier: pd.DataFrame) -> pd.Series:
     """Findings by rule that were not there before: of a record, or, without guid, more of them than before."""
     now, then = (
-        each.groupby(["rule", "guid"], observed=True, dropna=False).size() for each in (found, earlier)
+        each.assign(guid=each["guid"].fillna("")).groupby(["rule", "guid"], observed=True).size()
+        for each in (found, earlier)
     )
     return now.sub(then, fill_value=0).clip(lower=0).groupby("rule").sum()
 

@@ -70,6 +70,10 @@ def test_a_notebook_runs_and_its_pictures_are_in_it(path, tmp_path, monkeypatch)
     book = read(path)
     NotebookClient(book, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
     nbformat.validate(book)
+    said = [
+        output for cell in book.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
+    ]
+    assert said == [], "no warning comes between question and answer"
     data = {cell.id: [output.get("data", {}) for output in cell.get("outputs", [])] for cell in book.cells}
     drawing = [cell.id for cell in book.cells if cell.cell_type == "code" and "mx.draw(" in cell.source]
     drawing += [cell.id for cell in book.cells if "mx.Explorer(" in cell.source and cell.cell_type == "code"]

@@ -307,10 +307,12 @@ def test_two_samples_of_other_users_are_compared_as_such(tmp_path):
 def test_what_is_new_among_the_records_that_look_wrong(tmp_path):
     before = snapshot(300)
     late = [None] * 5 + [pd.Timestamp("2027-01-01", tz="UTC")] + [None] * 294
-    now = aged(before, 7, aggregated_at=late, use_cases=[None] * 300)
+    nameless = [None] * 3 + before.table("members")["guid"].to_pylist()[3:]
+    now = aged(before, 7, aggregated_at=late, use_cases=[None] * 300, guid=nameless)
     rows = re.findall(r"<tr>.*?</tr>", report(now, tmp_path / "x.html", against=before).read_text("utf-8"))
     texts = [re.sub(r"(<[^>]+>)+", "|", row) for row in rows]
     assert any(re.search(r"time-in-future\|1\|0\|1\|a job began", each) for each in texts)
+    assert any(re.search(r"guid-missing\|3\|0\|3\|a member without", each) for each in texts)
     assert any("field-vanished" in each for each in texts)
     assert re.search(
         r"A field has vanished: use_cases, before in \d+%", (tmp_path / "x.html").read_text("utf-8")
