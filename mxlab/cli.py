@@ -512,9 +512,9 @@ def _audit(options: argparse.Namespace) -> int:
     counts = (
         found.groupby(["severity", "rule", "reason"], observed=True).size().rename("records").reset_index()
     )
-    gravest = counts.assign(rank=counts["severity"].map(["error", "warning", "notice"].index))
-    ordered = gravest.sort_values(["rank", "records"], ascending=[True, False]).drop(columns="rank")
-    return _print_frame(ordered, as_json=options.json)
+    return _print_frame(
+        counts.sort_values(["severity", "records"], ascending=[True, False]), as_json=options.json
+    )
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from mxlab.nexus.status import STATUSES
 
 #: error: the record contradicts itself or MX's documentation; warning: likely wrong; notice: worth knowing.
 Severity = Literal["error", "warning", "notice"]
+#: The column: the gravest first.
+SEVERITY = pd.CategoricalDtype(list(get_args(Severity)), ordered=True)
 Test = Callable[["Records"], Bools]
 
 #: Clocks may differ by this much.
@@ -198,8 +200,8 @@ def findings(
     -------
     pandas.DataFrame
         One row is one failing of one rule: ``rule``, ``severity``, ``reason``, ``source``, ``is_waived``, then
-        all columns of the record. A rule about the whole frame has a row without a record. ``attrs``: ``n``
-        (records), ``n_rules``, ``counts`` by rule.
+        all columns of the record. A rule about the whole frame has a row without a record. ``severity`` is a
+        categorical, the gravest first; ``attrs``: ``n`` (records), ``n_rules``, ``counts`` by rule.
     """
     need(members, _COLUMNS, "findings")
     now = members["seen_at"].max()
@@ -259,9 +261,7 @@ def findings_by_institution(
         .rename("count")
         .reset_index()
     )
-    count["severity"] = pd.Categorical(
-        count["severity"], categories=["error", "warning", "notice"], ordered=True
-    )
+    count["severity"] = count["severity"].astype(SEVERITY)
     count["total"] = count.groupby("rule", observed=True)["count"].transform("sum")
     count = count.sort_values(["severity", "total", "rule", "count"], ascending=[True, False, True, False])
     kept = count.drop(columns="total").astype({"rule": STRING, "institution": STRING, "count": "int64"})
@@ -286,6 +286,7 @@ def _failing(rule: Rule, rows: pd.DataFrame, waivers: Sequence[Waiver], now: pd.
     head = pd.DataFrame(
         {name: pd.Series(pa.repeat(word, len(rows)), dtype=STRING) for name, word in words.items()}
     )
+    head["severity"] = head["severity"].astype(SEVERITY)
     head["is_waived"] = waived
     return pd.concat([head, rows.reset_index(drop=True)], axis=1)
 

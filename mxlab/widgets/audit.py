@@ -31,7 +31,6 @@ _COLUMNS = (
     "session",
     "guid",
 )
-_SEVERITIES = ("error", "warning", "notice")
 #: How much of an institution's name a file gets.
 _NAME_LETTERS = 40
 _ALL = ""
@@ -115,9 +114,7 @@ class Audit(VBox):
     def _find(self) -> None:
         """Hold the records against the rules, and offer the rules and institutions that have findings."""
         found = findings(self._snap.members, previous=self._previous, waivers=self.waivers)
-        severity = pd.Categorical(found["severity"], categories=_SEVERITIES, ordered=True)
-        order = np.argsort(severity.codes, kind="stable")
-        self.found = found.assign(severity=severity).iloc[order].reset_index(drop=True)
+        self.found = found.sort_values("severity", kind="stable", ignore_index=True)
         self._open = ~self.found["is_waived"].to_numpy(dtype=bool)
         rows = self.found.loc[self._open]
         counts = rows.groupby(["severity", "rule"], observed=True).size().rename("count").reset_index()
