@@ -18,6 +18,8 @@ from mxlab.plots import style
 
 #: Held by whoever draws: matplotlib's text layout is shared between threads.
 LOCK = threading.RLock()
+#: Pixels.
+_NARROWEST, _WIDEST = 480, 8_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,10 @@ def draw(
     Raises
     ------
     ConfigError
-        As `summarize`.
+        As `summarize`, and for a width under 480 or over 8,000 pixels.
     """
+    if not _NARROWEST <= width <= _WIDEST:
+        raise ConfigError(f"a chart is {_NARROWEST:,} to {_WIDEST:,} pixels wide, not {width!r}")
     with LOCK:
         look = {} if ax else {"width": width, "dark": dark}
         axes = _chart(name).drawing(summarize(name, snap, against), ax, **look)

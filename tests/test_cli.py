@@ -118,6 +118,9 @@ def test_a_gallery_and_a_drawing_of_a_store(capsys, reach, tmp_path):
     assert "give the earlier one" in err
     assert run(capsys, *drawing, "--against", "a", "--width", 1600)[0] == 0
     assert struct.unpack(">I", picture.read_bytes()[16:20]) == (1600,)
+    status, _, err = run(capsys, *drawing, "--against", "a", "--width", -5)
+    assert status == 2
+    assert "480 to 8,000 pixels wide, not -5" in err
     assert run(capsys, "draw", "status_history", "--store", store, "--out", picture)[0] == 0
     history = mx.Store(store).load(runs=["a", "b"])
     assert re.match(r"2 runs, from \d{4}-\d\d-\d\d \d\d:\d\d to .* UTC · seed", provenance(history))
