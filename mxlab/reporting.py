@@ -45,6 +45,8 @@ _ACTING = {
     "partner": "You must act on {share} ({interval}), more than anyone else; mostly {words}.",
     "unknown": "{share} ({interval}) have a status that this version does not know: {words}.",
 }
+#: What a loss may go with.
+_LOSS = {"order": "the order of the run", "institution": "the institution"}
 #: The two parts of a change of the share connected.
 _PARTS = {"mix": "by another mix of members", "rate": "by other rates at the banks"}
 #: What a share of a bank's members says, by who must act.
@@ -417,7 +419,8 @@ def _found(snap: Snapshot, since: _Since | None) -> str:
 
 def _coverage(snap: Snapshot, since: _Since | None) -> str:
     coverage = snap.coverage
-    body = _listed([*coverage_sentences(coverage), *([] if since is None else _seen_both_times(since))])
+    both = () if since is None else _seen_both_times(since)
+    body = _listed([*coverage_sentences(coverage), *_loss(snap), *both])
     if coverage.reasons:
         advice = snap.failures.drop_duplicates("reason").set_index("reason")["what_to_do"].to_dict()
         reasons = pd.DataFrame(
@@ -429,6 +432,18 @@ def _coverage(snap: Snapshot, since: _Since | None) -> str:
         )
         body += _table(reasons, "Users without an answer, by reason")
     return _section("Who is in these figures", body)
+
+
+def _loss(snap: Snapshot) -> Iterator[str]:
+    """Whether those who are missing can be told from the others, so that the rates are off."""
+    if not snap.coverage.lost + snap.coverage.unknown:
+        return
+    found = analysis.loss_pattern(snap.members, snap.requests)
+    related = [_LOSS[row.related_to] for row in _rows(found[found["is_related"]])]
+    if related:
+        yield f"Who is lost goes with {' and '.join(related)}, more than by chance: the rates may be off."
+    elif found["p_value"].notna().any():
+        yield "Who is lost goes neither with the order of the run nor with an institution, as far as a test can tell."
 
 
 def _seen_both_times(since: _Since) -> Iterator[str]:

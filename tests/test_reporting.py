@@ -163,6 +163,21 @@ def test_coverage_in_words():
     assert coverage_sentences(Coverage(0, 0)) == ["No user was asked."]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_loss_that_goes_with_a_bank_is_said_beside_the_coverage(tmp_path):
+    snap, rng = snapshot(1_200), np.random.default_rng(1)
+    at_one = of_bank(snap, "Bank 2")
+    for lost, words in (
+        (at_one, "Who is lost goes with the institution, more than by chance: the rates may be off."),
+        (rng.random(1_200) < at_one.mean(), "Who is lost goes neither with the order of the run nor with an"),
+    ):
+        states = np.where(lost, "lost", "answered").tolist()
+        page = Page(report(aged(snap, 0, user_state=states), tmp_path / "x.html").read_text("utf-8"))
+        assert words in page.text
+    whole = Snapshot(snap.manifest, Coverage(400, 400), failures_frame([]), snap.table)
+    assert "Who is lost" not in report(whole, tmp_path / "x.html").read_text("utf-8")
+
+
 def test_nothing_is_left_of_a_report_that_failed(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="folder that exists"):
         report(snapshot(30), tmp_path / "nowhere" / "x.html")
@@ -338,6 +353,10 @@ def test_both_runs_are_described(tmp_path):
     assert "against the run 7 days before: run sample" in page.text
     assert "Manifests of both runs" in page.text
     assert re.search(r"SIMULATED · Connection health, run day-7 against sample", page.text)
+    now.manifest |= {"host": "https://other.example", "verb": "observe"}
+    page = text_of(now, before, tmp_path)
+    assert "asked another host: http://127.0.0.1:1, not https://other.example" in page.text
+    assert "was of another kind: aggregate, not observe" in page.text
     real = snapshot(300, simulated=False)
     assert "SIMULATED" not in text_of(aged(real, 7), real, tmp_path).text
 
