@@ -596,9 +596,9 @@ class _Bar:
         rate = ended / seconds
         text = f"{ended:,} users, {rate:,.0f}/s, {progress.requests:,} requests, {progress.following:,} under way"
         if asked:
-            part = min(ended / asked, 1.0)
-            left = f", about {duration(max((asked - ended) / rate, 1))} left" if rate and part < 1 else ""
-            if asked - ended <= progress.following:
+            part, open_yet = progress.share, progress.left or 0
+            left = f", about {duration(max(open_yet / rate, 1))} left" if rate and part < 1 else ""
+            if open_yet <= progress.following:
                 left = ", following the last of them" if progress.following else ""
             filled = round(24 * part)
             text = f"[{'█' * filled}{'·' * (24 - filled)}] {part:4.0%}  {text}{left}"

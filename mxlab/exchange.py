@@ -171,8 +171,12 @@ class Progress:
         Users in all; None while the source does not say.
     answered, lost, unknown
         Users that ended.
+    ended_before
+        Users passed over: an earlier life of this run has asked them.
     requests, in_flight
         Attempts so far, and under way.
+    following
+        Users begun and not ended.
     statuses
         Members by connection status, of the users that ended.
     reasons
@@ -185,6 +189,7 @@ class Progress:
     answered: int = 0
     lost: int = 0
     unknown: int = 0
+    ended_before: int = 0
     requests: int = 0
     in_flight: int = 0
     following: int = 0
@@ -197,9 +202,20 @@ class Progress:
         """Users that ended, in whatever state."""
         return self.answered + self.lost + self.unknown
 
+    @property
+    def left(self) -> int | None:
+        """Users that have not ended; None while the source does not say how many there are."""
+        return None if self.asked is None else max(self.asked - self.ended_before - self.ended, 0)
+
+    @property
+    def share(self) -> float:
+        """The part of all users that has ended; 0 while nobody knows how many there are."""
+        return 1 - self.left / self.asked if self.asked and self.left is not None else 0.0
+
     def words(self, seconds: float) -> str:
         """How far it is after so many seconds of work, in a line."""
-        parts = [f"{self.phase}: {self.ended:,} of {'?' if self.asked is None else f'{self.asked:,}'} users"]
+        asked = "?" if self.asked is None else f"{self.asked:,}"
+        parts = [f"{self.phase}: {self.ended_before + self.ended:,} of {asked} users"]
         if seconds > 0:
             parts.append(f"{self.ended / seconds:,.0f} a second")
         if self.phase not in {"complete", "stopped"}:

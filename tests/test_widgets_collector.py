@@ -8,6 +8,7 @@ from faults.server import FaultServer
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
+import mxlab as mx
 from mxlab.errors import ConfigError
 from mxlab.settings import Settings
 from mxlab.tokens import SessionToken
@@ -308,3 +309,24 @@ def test_what_is_missing_is_said(fields, said):
 def test_settings_are_checked_as_ever():
     with pytest.raises(ConfigError):
         Collector(settings=Settings(base_url="nonsense"))
+
+
+def test_a_run_that_goes_on_counts_those_who_ended_before(tmp_path):
+    """The bar is of all users, in the second life as in the first."""
+    store = mx.Store(tmp_path / "store")
+    with FaultServer(users=60, speed=50, latency=0.03) as server:
+        collector = Collector(server.source(), server.settings(concurrency=2), store=store, run="r")
+        collector.begin.click()
+        until(lambda: collector.job and collector.job.progress.ended > 20)
+        collector.stop.click()
+        collector.wait(10)
+        there = collector.snapshot.coverage.answered
+        assert 20 < there < 60
+        collector.begin.click()
+        collector.wait(30)
+    assert collector.snapshot.coverage.answered == 60
+    assert collector.bar.value == 1.0
+    assert "complete: 60 of 60 users" in collector.said.value
+    progress = collector.job.progress
+    assert progress.ended_before + progress.ended == 60
+    assert progress.ended_before == there

@@ -189,7 +189,6 @@ class Collection:
         self._endings: list[Ending] = []
         self.exhausted = False
         self.taken = 0
-        self.passed_over = 0
 
     async def batches(self) -> AsyncGenerator[Batch]:
         """What comes, several times a second, until every user has ended."""
@@ -289,7 +288,7 @@ class Collection:
         session = turn.pseudonym(self._journal.key)
         claim = self._journal.claim(session)
         if claim is False:
-            self.passed_over += 1
+            self._progress.ended_before += 1
             return None
         now = self._now()
         track = Track(

@@ -301,13 +301,12 @@ class Collector(VBox):
 
     def _paint(self, job: Job[Snapshot], seconds: float) -> None:
         progress = job.progress
-        share = progress.ended / progress.asked if progress.asked else 0.0
-        self.bar.value = share
+        self.bar.value = progress.share
         parts = [progress.words(seconds)]
         if self._is_stopped and job.state == "running":
             parts.insert(0, "stopping")
-        elif _KNOWS_RATE < share < 1:
-            parts.append(f"{duration(seconds / share * (1 - share))} left")
+        elif progress.left and progress.ended > _KNOWS_RATE * (progress.ended + progress.left):
+            parts.append(f"{duration(seconds * progress.left / progress.ended)} left")
         parts += [f"{word} {count:,}" for word, count in progress.statuses.most_common(4)]
         parts += [f"{reason} {count:,}" for reason, count in progress.reasons.most_common(3)]
         self._say(" · ".join(parts))
