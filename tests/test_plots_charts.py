@@ -170,6 +170,14 @@ def test_stacks_by_institution_equal_the_summary(summaries):
         assert ends[-1][1] == pytest.approx(1)
 
 
+def test_the_title_of_one_institution_says_how_many_are_connected(summaries):
+    shares = summaries["status_by_institution"].iloc[: len(WHO_MUST_ACT)]
+    shares.attrs["finding"] = None
+    shares = shares.assign(institution="Chase " * 60, share=[0.68, 0.32, *[0.0] * 6])
+    first, second = style.root(plots.status_by_institution(shares, width=480)).texts[:2]
+    assert f"{first.get_text()} {second.get_text()}".endswith("…: 68 % of members are connected")
+
+
 def test_curve_of_latency_equals_the_summary(summaries):
     summary = summaries["aggregation_latency"]
     ax = plots.aggregation_latency(summary)

@@ -177,7 +177,9 @@ def status_by_institution(
     finding = summary.attrs.get("finding")
     ax, theme = style.axes(ax, width=width, height=190 + 28 * max(len(names), 3), dark=dark)
     top = style.title(
-        ax, title or _excess(finding), "Who must act, share of members by institution, largest first"
+        ax,
+        title or _standing_out(summary, width),
+        "Who must act, share of members by institution, largest first",
     )
     room = style.inches(ax)[0] * 0.27
     shown = [style.cut(name, room, LABEL, bold=True) for name in names]
@@ -203,12 +205,15 @@ def status_by_institution(
     return ax
 
 
-def _excess(finding: Row | None) -> str:
-    if not finding:
-        return "Who must act, by institution"
-    return (
-        f"{finding['institution']}: {style.in_words(finding['share'], ('waits', 'wait'))} for MX or the bank"
-    )
+def _standing_out(summary: pd.DataFrame, width: int) -> str:
+    """What the test found; of a single institution, how many are connected."""
+    if finding := summary.attrs.get("finding"):
+        share = style.in_words(finding["share"], ("waits", "wait"))
+        return f"{style.named(finding['institution'], width)}: {share} for MX or the bank"
+    if len(summary) == len(WHO_MUST_ACT):
+        share = style.in_words(float(summary["share"].iloc[0]), ("is", "are"))
+        return f"{style.named(summary['institution'].iloc[0], width)}: {share} connected"
+    return "Who must act, by institution"
 
 
 def _stacks(ax: Axes, summary: pd.DataFrame) -> None:

@@ -158,10 +158,10 @@ class Filters(VBox):
             description="Success", options=[("any time", _ANY), *((each, each) for each in (*_AGES, "never"))]
         )
         self.moment = Dropdown(
-            description="Time", options=[(words, column) for column, words in _MOMENTS.items()]
+            description="Time UTC", options=[(words, column) for column, words in _MOMENTS.items()]
         )
-        self.since = NaiveDatetimePicker(description="from, UTC")
-        self.until = NaiveDatetimePicker(description="until, UTC")
+        self.since = NaiveDatetimePicker(description="From")
+        self.until = NaiveDatetimePicker(description="Until")
         self.reset = Button(description="Show all", tooltip="Drop every condition")
         self._list_banks()
         self.search.observe(self._list_banks, "value")

@@ -79,6 +79,27 @@ async def test_a_notebook_runs_through_in_jupyterlab(name, tmp_path, kept, figur
 
 
 @pytest.mark.parametrize("front", ["lab", "voila"])
+async def test_a_time_range_is_typed(front, tmp_path, kept):
+    path = made(tmp_path, "range", HOSTILE.format(tests=str(Path(__file__).parents[1])))
+    since = "document.querySelector('.mxlab-filter-since input')"
+    async with running(front, tmp_path, path) as page:
+        await page.until(SHOWN)
+        first = await page.evaluate(PICTURE)
+        await page.evaluate(f"{since}.focus()")
+        for key in "11222026\t0600AM":
+            kind = {"type": "keyDown", "key": "Tab", "windowsVirtualKeyCode": 9}
+            await page.call(
+                "Input.dispatchKeyEvent", **(kind if key == "\t" else {"type": "char", "text": key})
+            )
+        await other(page, first)
+        assert await page.evaluate(f"{since}.value") == "2026-11-22T06:00"
+        said = await page.evaluate("document.querySelector('.mxlab-said').innerText")
+        assert "last aggregated from 2026-11-22 06:00 UTC" in said
+        await kept(page, f"{front}-explorer-range")
+        assert page.errors == []
+
+
+@pytest.mark.parametrize("front", ["lab", "voila"])
 async def test_nothing_of_a_hostile_name_is_executed(front, tmp_path, kept):
     path = made(tmp_path, "hostile", HOSTILE.format(tests=str(Path(__file__).parents[1])))
     struck = "window.alert = () => { window.struck = true }"
