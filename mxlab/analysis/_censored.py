@@ -75,8 +75,8 @@ def intervals(low: Floats, high: Floats) -> Intervals:
         low = np.where(exact, high * (1 - 1e-6), low)
         bounds = np.unique(np.concatenate([[0.0], low, high, [np.inf]]))
     else:
-        cell = CELL * np.floor(np.log(high) / CELL)
-        low, high = np.where(exact, np.exp(cell), low), np.where(exact, np.exp(cell + CELL), high)
+        cell = CELL * np.floor(np.log(high[exact]) / CELL)
+        low[exact], high[exact] = np.exp(cell), np.exp(cell + CELL)
         ends = np.concatenate([low, high])
         bounds = np.concatenate([[0.0], _means_of_cells(ends[(ends > 0) & np.isfinite(ends)]), [np.inf]])
     first, last = _nearest(bounds, low), _nearest(bounds, high)
