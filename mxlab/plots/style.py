@@ -191,15 +191,27 @@ def title(ax: Axes, finding: str, subtitle: str, *, above: float = 0.0) -> float
         ax.set_title("\n".join(lines), loc="left", pad=6 + 72 * above, **look)
         return 0.5
     width, height = inches(ax)
-    room, at = width - 2 * EDGE, height - EDGE
-    for line in balanced(finding, room, TITLE, bold=True)[:4]:
+    lines, smaller, taken = _set_title(finding, subtitle, width)
+    at = height - EDGE
+    for line in lines:
         words(fig, EDGE / width, at / height, line, size=TITLE, weight="bold", color=theme.ink, va="top")
-        at -= 0.24
-    at -= 0.05
-    for line in balanced(subtitle, room, SUBTITLE)[:3]:
+        at -= _TITLE_LINE
+    at = height - taken + _SUBTITLE_LINE * len(smaller)
+    for line in smaller:
         words(fig, EDGE / width, at / height, line, size=SUBTITLE, color=theme.muted, va="top")
-        at -= 0.165
-    return height - at
+        at -= _SUBTITLE_LINE
+    return taken
+
+
+#: Inches from line to line.
+_TITLE_LINE, _SUBTITLE_LINE = 0.24, 0.165
+
+
+def _set_title(finding: str, subtitle: str, width: float) -> tuple[list[str], list[str], float]:
+    """Lines of the finding and of the subtitle in a figure of so many inches, and the inches that they take."""
+    lines = balanced(finding, width - 2 * EDGE, TITLE, bold=True)[:4]
+    smaller = balanced(subtitle, width - 2 * EDGE, SUBTITLE)[:3]
+    return lines, smaller, EDGE + _TITLE_LINE * len(lines) + 0.05 + _SUBTITLE_LINE * len(smaller)
 
 
 def foot(fig: Figure, left_text: str, stamp: str = "") -> None:
@@ -563,7 +575,8 @@ def rows(
     empty
         What is said where there are no names.
     """
-    ax, theme = axes(ax, width=width, height=185 + 27 * max(len(names), 3), dark=dark)
+    _, _, above = _set_title(finding, subtitle, min(width, 800) / 100)
+    ax, theme = axes(ax, width=width, height=122 + 100 * above + 27 * max(len(names), 3), dark=dark)
     taken = title(ax, finding, subtitle, above=0.12 if over else 0.0)
     column = max([text_width(text, SMALL) for text in (*beside, over)], default=0.0)
     part = part if inches(ax)[0] >= 6 else max(part, 0.36)
