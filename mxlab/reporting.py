@@ -486,7 +486,7 @@ def _change_table(found: pd.DataFrame, what: str, words: str) -> str:
         return f"<p>{escape(words)}: no change that passes a test, of {tested:,} shares tested.</p>"
     said = f"{words}: {len(changed):,} of {tested:,} shares tested have changed (false-discovery rate 5 %)"
     said += f", here the {_CHANGES} clearest." if len(changed) > _CHANGES else "."
-    top = changed.head(_CHANGES)
+    top = changed.head(_CHANGES).reset_index(drop=True)
     table = pd.DataFrame({"institution": top["group"]} if found.attrs["by"] else {})
     table[what] = [WHO_WORDS.get(value, value) for value in top["value"]]
     columns = ("n_after", "share_before", "share_after", "change")
@@ -556,12 +556,8 @@ def _quality(snap: Snapshot, since: _Since | None) -> str:
     table["what is wrong"] = _reasons(found, table["rule"])
     if len(snap.rejects):
         said.append(f"{len(snap.rejects):,} replies or records could not be read; they are in snap.rejects.")
-    order = table["severity"].map(_GRAVITY.index)
-    table = (
-        table.assign(order=order)
-        .sort_values(["order", "records"], ascending=[True, False])
-        .drop(columns="order")
-    )
+    table["severity"] = pd.Categorical(table["severity"], _GRAVITY, ordered=True)
+    table = table.sort_values(["severity", "records"], ascending=[True, False])
     body = _listed(said)
     return _section(
         "Records that look wrong", body + (_table(table, "By rule, the gravest first") if len(table) else "")
