@@ -34,7 +34,7 @@ FLAGS = [
     "--remote-debugging-port=0",
 ]
 #: What scrolls: the page, or a notebook within it.
-SCROLLING = "[document.documentElement, ...document.querySelectorAll('.jp-WindowedPanel-outer')]"
+SCROLLING = "[...document.querySelectorAll('html, .lm-BoxPanel-child, .jp-WindowedPanel-outer')]"
 #: How many pixels of it are out of sight.
 HIDDEN = f"Math.max(...{SCROLLING}.map(each => each.scrollHeight - each.clientHeight))"
 #: To its top, and then until it is painted.
