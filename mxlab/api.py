@@ -68,26 +68,32 @@ def observe(
 
 def _waited(coroutine: Coroutine[Any, Any, T], tick: Tick | None = None) -> T:
     job = start(coroutine)
-    if tick is not None or not _in_a_notebook():
+    cell = _cell()
+    if tick is not None or cell is None:
         return job.result(tick=tick)
-    line = _Line()
+    line = _Line(cell)
     try:
         return job.result(tick=line)
     finally:
         line.end(job.progress)
 
 
-def _in_a_notebook() -> bool:
-    python = sys.modules.get("IPython")
-    return python is not None and hasattr(python.get_ipython(), "kernel")
+def _cell() -> int | None:
+    """The number of the cell that runs, in a notebook."""
+    python: Any = sys.modules.get("IPython")
+    shell = python and python.get_ipython()
+    return shell.execution_count if hasattr(shell, "kernel") else None
 
 
 class _Line:
-    """The progress of a run that takes its time, as a line under the cell that waits for it."""
+    """The progress of a run that takes its time, as a line under the cell that waits for it; one for all its runs."""
 
-    def __init__(self) -> None:
+    _last: tuple[int, Any] = 0, None
+
+    def __init__(self, cell: int) -> None:
+        self._cell = cell
         self._begun = self._painted = time.monotonic()
-        self._handle: Any = None
+        self._handle = self._last[1] if self._last[0] == cell else None
 
     def __call__(self, progress: Progress) -> None:
         """Paint it, if the last time is long enough ago."""
@@ -105,6 +111,7 @@ class _Line:
         shown = {"text/plain": progress.words(self._painted - self._begun)}
         if self._handle is None:
             self._handle = import_module("IPython.display").display(shown, raw=True, display_id=True)
+            _Line._last = self._cell, self._handle
         else:
             self._handle.update(shown, raw=True)
 

@@ -193,26 +193,30 @@ def test_a_run_that_is_cancelled_stops_within_two_seconds_and_shows_what_it_has(
 
 
 def test_a_door_that_waits_in_a_notebook_says_how_far_it_is(monkeypatch):
-    """At most four times a second, and at the end what it came to; a short run says nothing."""
-    said = []
+    """At most four times a second, and at the end what it came to; a short run says nothing, the next run no new line."""
+    said, lines = [], []
 
     class Handle:
         def update(self, shown, **_):
             said.append((time.monotonic(), shown["text/plain"]))
 
     def display(shown, **_):
+        lines.append(shown)
         Handle().update(shown)
         return Handle()
 
-    monkeypatch.setattr("mxlab.api._in_a_notebook", lambda: True)
+    monkeypatch.setattr("mxlab.api._cell", lambda: 7)
     monkeypatch.setattr("IPython.display.display", display)
     with FaultServer(users=20, latency=0.08) as server:
         mx.observe(server.tokens(), server.settings(read_jobs=False))
         assert said == []
         mx.observe(server.tokens(), server.settings(read_jobs=False, concurrency=1))
-    times, lines = zip(*said, strict=True)
-    assert re.fullmatch(r"collecting: \d+ of 20 users · \d+ a second · \d under way · 1 in flight", lines[0])
-    assert re.fullmatch(r"complete: 20 of 20 users · \d+ a second", lines[-1])
+        times, texts = zip(*said, strict=True)
+        mx.observe(server.tokens(), server.settings(read_jobs=False))
+    assert re.fullmatch(r"collecting: \d+ of 20 users · \d+ a second · \d under way · 1 in flight", texts[0])
+    assert re.fullmatch(r"complete: 20 of 20 users · \d+ a second", texts[-1])
+    assert len(said) > len(texts)
+    assert len(lines) == 1
     assert min(after - before for before, after in pairwise(times[:-1])) > 0.2
 
 
