@@ -48,6 +48,7 @@ SUMMARIES = {
     "evidence_pack": (1.0, lambda f: analysis.evidence_pack(f["jobs"], "Bank 000")),
     "member_changes": (1.0, lambda f: analysis.member_changes(f["members"], f["later"])),
     "transitions": (1.0, lambda f: analysis.transitions(f["members"], f["later"])),
+    "flow": (1.0, lambda f: analysis.flow(f["members"], f["later"])),
     "mix_and_rate": (1.0, lambda f: analysis.mix_and_rate(f["members"], f["later"])),
     "share_changes": (
         1.0,
