@@ -25,7 +25,6 @@ _NAMED, _CHANGES = 3, 25
 _HOUR, _DAY = 3_600.0, 86_400.0
 #: The ages that a share fresh is given for; the tests are of a day's.
 _AGES = (6 * _HOUR, _DAY, 3 * _DAY, 7 * _DAY)
-_GRAVITY = ("error", "warning", "notice")
 _WIDE, _NARROW, _DPI = 800, 480, 170
 
 _ACTIONS = {
@@ -556,7 +555,6 @@ def _quality(snap: Snapshot, since: _Since | None) -> str:
     table["what is wrong"] = _reasons(found, table["rule"])
     if len(snap.rejects):
         said.append(f"{len(snap.rejects):,} replies or records could not be read; they are in snap.rejects.")
-    table["severity"] = pd.Categorical(table["severity"], _GRAVITY, ordered=True)
     table = table.sort_values(["severity", "records"], ascending=[True, False])
     body = _listed(said)
     return _section(
