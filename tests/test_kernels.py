@@ -73,8 +73,8 @@ class Kernel:
         self.said = []
 
     def begin(self, code):
-        """Send a cell and do not wait for it."""
-        return self._client.execute(code)
+        """Send a cell and do not wait for it; what comes right after an error of it is not aborted."""
+        return self._client.execute(code, stop_on_error=False)
 
     def reply(self, cell, seconds=60.0):
         """How a cell ended."""
