@@ -265,7 +265,8 @@ def test_makespan_of_20_000_users_with_slow_replies(figures, how, start, most):
 
 
 MEMORY = """
-import asyncio, resource, sys, uvloop
+import asyncio, sys, uvloop
+from pathlib import Path
 import mxlab as mx
 from mxlab import aio
 url, users, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -273,11 +274,14 @@ tokens = (mx.SessionToken(f"token-{index:08d}") for index in range(users))
 settings = mx.Settings(base_url=url, read_jobs=False)
 snap = uvloop.run(aio.observe(tokens, settings, store=mx.Store(folder)))
 assert snap.coverage.answered == users
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) / 1024)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by Linux's /proc")
 def test_peak_memory_does_not_grow_with_the_users(fast, figures, tmp_path):
+    """By the process's own high-water mark: getrusage's begins with that of the process that forked it."""
     peak = {}
     for users in (100_000, 1_000_000):
         command = [sys.executable, "-c", MEMORY, fast, str(users), str(tmp_path / str(users))]
