@@ -11,6 +11,7 @@ import time
 import pytest
 from faults.server import FaultServer
 from test_resume import STILL, begun_by_itself
+from waiting import until
 
 import mxlab as mx
 from mxlab import aio, cli
@@ -188,10 +189,7 @@ def test_ctrl_c_stops_the_command_within_two_seconds_says_what_was_done_and_it_g
         command = [sys.executable, "-m", "mxlab", "aggregate", "--users", users, "--client-id", "sim", "--key-file", key,
                    "--base-url", settings.base_url, "--clock", settings.clock, "--store", store]  # fmt: skip
         process = subprocess.Popen([str(each) for each in command], stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 60
-        while simulation.arrivals()["by_endpoint"].get("aggregate_all", 0) < 50:
-            assert time.monotonic() < until
-            time.sleep(0.05)  # until it is under way
+        until(lambda: simulation.arrivals()["by_endpoint"].get("aggregate_all", 0) >= 50, 60)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)

@@ -17,6 +17,7 @@ import pytest
 from faults.server import FaultServer
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
+from waiting import stay, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")]
 
@@ -158,13 +159,6 @@ def kernel(release, tmp_path, server):
         manager.shutdown_kernel(now=True)
 
 
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
-
-
 def started(server):
     return server.count()["aggregate_all"]
 
@@ -237,8 +231,7 @@ def test_clicks_start_pause_and_stop_a_collection_while_the_kernel_is_free(kerne
         lambda: kernel.run("print(collector.job.is_paused, collector.job.progress.in_flight)") == "True 0\n"
     )
     there = len(server.arrivals)
-    time.sleep(0.3)  # a moment in which more would come
-    assert len(server.arrivals) == there
+    stay(lambda: len(server.arrivals) == there)
     kernel.click(pause, subshell)
     until(lambda: len(server.arrivals) > there)
 

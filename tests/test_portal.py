@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from faults.server import FaultServer, error, hang
+from waiting import stay, until
 
 import mxlab as mx
 from mxlab import aio, portal
@@ -29,13 +30,6 @@ async def give(value):
 
 async def fail():
     raise LookupError("no such thing")
-
-
-def until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 def tasks_on_the_portal():
@@ -218,14 +212,6 @@ def test_a_door_that_waits_in_a_notebook_says_how_far_it_is(monkeypatch):
     assert len(said) > len(texts)
     assert len(lines) == 1
     assert min(after - before for before, after in pairwise(times[:-1])) > 0.2
-
-
-def stay(condition, seconds=0.4):
-    """Hold that something is so for some time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert condition()
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("rate", [None, 300.0])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from test_store_tables import MANIFEST, batch
+from waiting import until
 
 from mxlab.errors import StoreError
 from mxlab.exchange import Intent
@@ -76,7 +77,7 @@ def collect_until(path: str, run: str, batches: int, point: str) -> None:
 
 def hold(path: str, run: str) -> None:
     with Store(path).begin(run, MANIFEST):
-        time.sleep(60)
+        time.sleep(60)  # the nursery kills it long before
 
 
 def intend_and_die(path: str, run: str) -> None:
@@ -190,7 +191,7 @@ def kill_at_random(store: Store, nursery: Nursery, kills: int, batches: int, see
     generator, killed = random.Random(seed), 0
     for _ in range(kills):
         child = nursery.start(collect, store.path, "r1", batches)
-        time.sleep(generator.uniform(0.02, 0.4))
+        time.sleep(generator.uniform(0.02, 0.4))  # the moment of the kill is what is drawn
         os.kill(child, signal.SIGKILL)
         killed += nursery.wait(child) == -signal.SIGKILL
     collect(str(store.path), "r1", batches)
@@ -222,10 +223,7 @@ def test_another_process_is_named_and_taken_over_from_at_once(tmp_path: Path, nu
     store = Store(tmp_path / "s")
     child = nursery.start(hold, store.path, "r1")
     lock = store.path / "runs" / "r1.lock"
-    until = time.monotonic() + 30
-    while not (lock.exists() and lock.read_text() and (store.path / "runs" / "r1.db-wal").exists()):
-        assert time.monotonic() < until, "the other process has not opened the run"
-        time.sleep(0.01)
+    until(lambda: lock.exists() and lock.read_text() and (store.path / "runs" / "r1.db-wal").exists())
     began = time.monotonic()
     with pytest.raises(
         StoreError, match=f"being written by process {child} on {socket.gethostname()} since 20"
@@ -259,7 +257,7 @@ def hold_fork_and_die(path: str, run: str) -> None:
     ready, tell = os.pipe()
     if not os.fork():
         os.write(tell, b"x")
-        time.sleep(3)
+        time.sleep(3)  # outlives its parent, with the parent's lock among its open files
         os._exit(0)
     os.read(ready, 1)
     os._exit(REACHED)

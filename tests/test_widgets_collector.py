@@ -7,6 +7,7 @@ import pytest
 from faults.server import FaultServer
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
+from waiting import stay, until
 
 import mxlab as mx
 from mxlab.errors import ConfigError
@@ -47,9 +48,7 @@ def test_the_simulator_is_observed_and_explored():
 def test_a_run_that_is_stopped_keeps_what_has_come():
     collector = ready(count=400, speed=20, verb=AGGREGATE)
     collector.begin.click()
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not (collector.job and collector.job.progress.requests > 20):
-        time.sleep(0.02)
+    until(lambda: collector.job and collector.job.progress.requests > 20)
     collector.stop.click()
     collector.wait(30)
     assert collector.job.state == "cancelled"
@@ -145,13 +144,6 @@ def test_consent_is_withdrawn_where_something_else_is_asked(field, value):
     assert collector.consent.value == ""
 
 
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
-
-
 def test_pausing_holds_the_run_and_says_so_and_it_goes_on():
     with FaultServer(users=60, speed=50, latency=0.03) as server:
         collector = Collector(server.source(), server.settings())
@@ -163,8 +155,7 @@ def test_pausing_holds_the_run_and_says_so_and_it_goes_on():
         assert collector.pause.description == "Go on"
         until(lambda: "paused: " in collector.said.value and " 0 in flight" in collector.said.value)
         there = len(server.arrivals)
-        time.sleep(0.3)  # a moment in which more would come
-        assert len(server.arrivals) == there
+        stay(lambda: len(server.arrivals) == there)
         collector.pause.click()
         assert collector.pause.description == "Pause"
         collector.wait(60)

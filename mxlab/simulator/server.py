@@ -213,7 +213,9 @@ async def _run(options: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows
+        with contextlib.suppress(
+            NotImplementedError
+        ):  # on Windows, where a signal ends the process by itself
             loop.add_signal_handler(name, stopped.set)
 
     def read_to_the_end() -> None:

@@ -620,7 +620,7 @@ def _take(handle: int, path: Path, run: str) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if time.monotonic() < until:  # who only looks whether it is held holds it for a moment
-                time.sleep(0.02)
+                time.sleep(0.02)  # flock cannot wait for a limited time
                 continue
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             raise StoreError(

@@ -287,7 +287,7 @@ class Collector(VBox):
         worked, before = 0.0, time.monotonic()
         while job.state == "running":
             self._paint(job, worked)
-            time.sleep(_SECONDS_BETWEEN_PAINTS)  # of a thread of ours: the kernel stays free
+            time.sleep(_SECONDS_BETWEEN_PAINTS)  # on a thread of ours: the kernel stays free
             now = time.monotonic()
             worked, before = worked + (now - before) * (not job.is_paused), now
         try:
