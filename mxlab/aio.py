@@ -269,7 +269,7 @@ class Memory:
         self.run = run
         self.key = secrets.token_bytes(32)
         self.manifest: dict[str, Any] = {}
-        self.ended_before = self.asked_again = 0
+        self.ended_before = self.asked_before = self.asked_again = self.waiting = 0
         self._claimed: set[str] = set()
         self._parts: dict[str, list[pa.Table]] = {name: [] for name in frames.TABLES}
         self._failures: list[dict[str, str | None]] = []
@@ -417,9 +417,9 @@ async def _collect(
         writer = _Writer(book)
 
         def snapshot() -> Snapshot:
-            asked = users.size
-            if collection.exhausted or asked is None:
-                asked = book.ended_before + progress.ended + progress.following
+            asked = book.ended_before + progress.ended + progress.following + book.waiting
+            if not collection.exhausted and users.size is not None:
+                asked = max(asked, users.size)
             table = book.table if store is None else store.load(book.run).table
             return Snapshot(dict(manifest), book.coverage(asked, users.order), book.failures(), table)
 
@@ -439,9 +439,18 @@ async def _collect(
             manifest["ended_at"] = _iso(settings.clock.time())
             manifest["simulated"] = writer.simulated or bool(book.manifest.get("simulated"))
             progress.phase = state
-            await asyncio.to_thread(book.finish, manifest, snapshot().coverage, state)
+            coverage = snapshot().coverage
+            manifest["added"] = max(coverage.asked - book.asked_before, 0) if book.asked_before else 0
+            await asyncio.to_thread(book.finish, manifest, coverage, state)
         for drift in collection.drift():
             warnings.warn(drift, UserWarning, stacklevel=3)
+        if book.waiting:
+            warnings.warn(
+                f"run {book.run}: {book.waiting:,} users whose aggregation an earlier call had started are not among the "
+                "tokens of this one; they stay pending: run again with them, under the same run name",
+                UserWarning,
+                stacklevel=3,
+            )
         return snapshot()
 
 

@@ -350,6 +350,8 @@ def _print_outcome(snap: Snapshot) -> None:
     stamp = "SIMULATED  " if snap.simulated else ""
     print(f"\n{stamp}{snap.manifest['verb']} of run {snap.manifest['run']}")
     line("users", str(coverage))
+    if added := snap.manifest.get("added"):
+        line("added", f"{added:,} users that this run had not been given before")
     if again := snap.manifest.get("asked_again"):
         line("asked again", f"{again:,} users that this run had lost before")
     counts = analysis.status_counts(members, coverage=coverage)

@@ -1,10 +1,13 @@
 """Bad configuration by number, B-092, B-100, B-103, B-106 and B-107; B-097 to B-099, B-104 and B-105 are the store's."""
 
+import asyncio
 import resource
 import time
+from contextlib import suppress
 
 import pytest
 from faults.server import FaultServer, error
+from waiting import until
 
 from mxlab import aio
 from mxlab.cli import main
@@ -25,6 +28,28 @@ async def test_b092_users_that_a_resumed_run_does_not_bring_stay_and_further_one
     assert (first.coverage.asked, first.coverage.answered) == (20, 20)
     assert (second.coverage.asked, second.coverage.answered, second.coverage.pending) == (30, 30, 0)
     assert second.members["user"].nunique() == 30
+    assert (first.manifest["added"], second.manifest["added"]) == (0, 10)
+
+
+async def test_b092_users_whose_start_is_open_stay_pending_until_a_call_brings_them(tmp_path):
+    """Twenty are started and the call is stopped; the next brings ten of them and ten others, the third all."""
+    store = Store(tmp_path / "store")
+    with FaultServer(users=30, members=1, speed=20, bank_options={"seconds": lambda _: 20.0}) as server:
+        tokens = server.tokens()
+        run = asyncio.create_task(aio.aggregate(tokens[:20], server.settings(), store=store, run="r"))
+        await asyncio.to_thread(until, lambda: sum(each.status == 200 for each in server.arrivals) >= 40)
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+        assert set(server.count("aggregate_all").values()) == {1}
+        with pytest.warns(UserWarning, match="run r: 10 users whose aggregation .* run again with them"):
+            second = await aio.aggregate(tokens[10:], server.settings(), store=store, run="r")
+        third = await aio.aggregate(tokens, server.settings(), store=store, run="r")
+        assert set(server.count("aggregate_all").values()) == {1}
+    assert (second.coverage.asked, second.coverage.answered, second.coverage.pending) == (30, 20, 10)
+    assert store.load("r").coverage == third.coverage
+    assert (third.coverage.asked, third.coverage.answered) == (30, 30)
+    assert [each.manifest["added"] for each in (second, third)] == [10, 0]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ CREATE TABLE files (
 _LOST = """
 SELECT session FROM users WHERE state = 'lost' AND members = 0 AND session NOT IN (SELECT session FROM intents)
 """
+_GIVEN_UP = "SELECT count(*) FROM intents WHERE session IN (SELECT session FROM users)"
 _LOCK_SECONDS = 0.5
 _FULL = "Free some space there, then run again with the same run name."
 _DAMAGED = "Restore it from a copy, or collect again under another run name."
@@ -141,6 +142,8 @@ class Ledger:
         32 random bytes made with the run: the key of its sessions' pseudonyms.
     ended_before : int
         Users that had ended when this ledger was opened, and are not asked again.
+    asked_before : int
+        Users that the calls before were given, as far as the last of them wrote it down.
     asked_again : int
         Users that were lost before and are asked again.
     is_new : bool
@@ -195,6 +198,8 @@ class Ledger:
             self.manifest: dict[str, Any] = json.loads(facts["manifest"])
             self._application: str = facts["application"]
             (self.ended_before,) = self._reader.execute("SELECT count(*) FROM users").fetchone()
+            coverage = facts.get("coverage")
+            self.asked_before = msgspec.json.decode(coverage, type=Coverage).asked if coverage else 0
             (batches,) = self._reader.execute("SELECT count(*) FROM batches").fetchone()
             self.is_new = not batches
         self._writer = stack.enter_context(ThreadPoolExecutor(1, f"ledger of {self.run}"))
@@ -203,6 +208,7 @@ class Ledger:
             self._take_back_unsent()
             self._lost = {session for (session,) in self._reader.execute(_LOST)}
             self._earlier = {each.session: each for each in _intents(self._reader)}
+            self._given_up: int = self._reader.execute(_GIVEN_UP).fetchone()[0]
             self._departures.begin([each for each in self._earlier.values() if each.replied_at is None])
             stack.callback(self._end_departures)
         self._publish()
@@ -251,6 +257,11 @@ class Ledger:
                 return False
         self._under_way.add(session)
         return self._earlier.pop(session, None) or True
+
+    @property
+    def waiting(self) -> int:
+        """Users whose start an earlier life of the run sent, and who have not been brought to this one."""
+        return len(self._earlier) - self._given_up
 
     async def intend(self, intent: Intent) -> None:
         """Write an intent down; it is on the disk when this returns. Intents that wait together share a commit.

@@ -1,6 +1,7 @@
 """Bad input by number, B-034 to B-052 and B-110: what may stand where a list of members belongs."""
 
 import json
+from collections import Counter
 from contextlib import suppress
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults.server import MEDIA_TYPE, FaultServer, say
+from faults.server import MEDIA_TYPE, FaultServer, acting, say
 from mxlab import aio
 from mxlab.errors import BadReply, NexusError
 from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, MOST_MEMBERS, READ_JOB, read_reply
@@ -58,6 +59,38 @@ def test_a_body_that_is_no_list_of_members_is_a_bad_reply_with_its_reason(number
     assert caught.value.reason == reason
     assert caught.value.may_have_acted
     assert not caught.value.transient
+
+
+async def test_each_of_them_loses_its_own_user_and_is_kept_as_a_reject(run):
+    """One user a number, and two who are well; what is longer than 64 KiB is kept to there, with its length."""
+    numbers = dict(zip((f"user-{n}" for n in range(len(UNREADABLE))), UNREADABLE.values(), strict=True))
+    with FaultServer(users=len(numbers) + 2) as server:
+        server.fault = lambda a: say(200, numbers[a.user][0]) if a.user in numbers else None
+        snap = (await run(server, "observe")).snap
+        assert set(server.count("list_members").values()) == {1}, "a reply that cannot be read is read again"
+    assert (snap.coverage.answered, snap.coverage.lost) == (2, len(numbers))
+    failures, rejects = snap.failures.set_index("user"), snap.rejects.set_index("user")
+    assert set(snap.members["user"]) == set(server.bank.users) - set(numbers)
+    assert sorted(rejects.index) == sorted(numbers)
+    for user, (body, reason) in numbers.items():
+        assert failures.loc[user, "reason"] == f"bad_reply_{reason}"
+        assert tuple(rejects.loc[user, ["reason", "body", "length"]]) == (reason, body[: 2**16], len(body))
+    assert failures["what_to_do"].str.contains("the body in the rejects frame").all()
+
+
+async def test_a_reply_to_a_start_that_cannot_be_read_is_cleared_up_by_reading(run):
+    """Each of them came instead of the answer to a start that acted: nobody is lost, nothing is started twice."""
+    numbers = dict(zip((f"user-{n}" for n in range(len(UNREADABLE))), UNREADABLE.values(), strict=True))
+
+    def fault(arrival):
+        return acting(say(200, numbers[arrival.user][0])) if arrival.endpoint == "aggregate_all" else None
+
+    with FaultServer(users=len(numbers), fault=fault) as server:
+        done = await run(server)
+    assert done.coverage.answered == len(numbers)
+    assert set(server.count("aggregate_all").values()) == {1}
+    assert Counter(done.snap.rejects["reason"]) == Counter(reason for _, reason in numbers.values())
+    assert set(done.snap.members["outcome"]) == {"finished"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import pandas as pd
 import pytest
 
 from faults.server import FaultServer, say
@@ -158,11 +159,18 @@ async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames(wh
     snap = await whole_line(2, lambda a: say(200, body) if a.user == "user-0" else None)
     assert snap.coverage.answered == 2
     assert len(snap.members) == len(KEPT) + 2
+    assert set(snap.rejects["user"]) == {"user-0"}
     assert sorted(snap.rejects["reason"]) == sorted(reason for _, reason in REJECTED.values())
+    kept_bodies = [json.loads(each) for each in snap.rejects["body"]]
+    assert sorted(kept_bodies, key=json.dumps) == sorted(bad, key=json.dumps)
     by_guid = snap.members.set_index("guid")
     for n, (name, _, kept) in enumerate(KEPT.values()):
-        if name not in {"aggregated_at", "successfully_aggregated_at", "use_cases"} and kept is not None:
-            assert by_guid.loc[f"MBR-{n}", name] == kept
+        found = by_guid[name].array[n]
+        assert by_guid.index[n] == f"MBR-{n}"
+        if kept is None:
+            assert pd.isna(found), name
+        else:
+            assert (list(found) if name == "use_cases" else found) == kept
     assert not snap.members.dtypes.astype(str).eq("object").any()
     repr(snap)
     snap._repr_html_()
