@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
-from operator import attrgetter
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mxlab.errors import SchemaError
-from mxlab.exchange import OUTCOMES, Ending, Exchange
-from mxlab.nexus.members import FIELDS, MEMBER_TIMES
+from mxlab.exchange import OUTCOMES, Change, Ending, Exchange, MemberEnding
+from mxlab.nexus.members import MEMBER_TIMES, Member, Reject
 from mxlab.nexus.status import BACKGROUND, STATUSES, WHO_MUST_ACT, who_must_act
 
 Kind = Literal["text", "category", "time", "seconds", "flag", "count", "texts", "bytes"]
@@ -168,6 +168,13 @@ def _times(moments: Iterable[datetime | None]) -> pa.Array:
     return pa.array(since, pa.duration("us")).cast(pa.int64()).cast(_ARROW["time"])
 
 
+def _fields(records: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The records' fields, each as a sequence over the records."""
+    names = kind.__struct_fields__
+    values = zip(*map(msgspec.structs.astuple, records), strict=True) if records else [()] * len(names)
+    return dict(zip(names, values, strict=True))
+
+
 def _table(name: str, columns: Mapping[str, Any], rows: int, run: str) -> pa.Table:
     """A table in the declared order and types."""
     schema = SCHEMAS[name]
@@ -200,21 +207,19 @@ def tables(exchanges: Sequence[Exchange], endings: Sequence[Ending], run: str) -
 
 def _members(endings: Sequence[Ending], run: str) -> pa.Table:
     flat = [each for ending in endings for each in ending.members]
-    records = [each.member for each in flat]
+    columns = _fields(flat, MemberEnding)
+    columns |= _fields(columns.pop("member"), Member)
+    columns |= {name: _times(columns[name]) for name in MEMBER_TIMES}
     ending_of = pa.array(np.repeat(np.arange(len(endings)), [len(ending.members) for ending in endings]))
 
     def of_user(values: Iterable[str | None]) -> pa.Array:
         return pa.array(values, pa.string()).take(ending_of)
 
-    columns: dict[str, Any] = {
-        name: list(map(attrgetter(name), records)) for name in (*FIELDS, "extra") if name not in MEMBER_TIMES
-    }
-    columns |= {name: _times(map(attrgetter(name), records)) for name in MEMBER_TIMES}
     status = pa.array(columns["connection_status"], pa.string())
     disabled = pa.array(columns["background_aggregation_is_disabled"], pa.bool_())
-    seen = _micros(each.seen_at for each in flat)
-    low = pa.array([each.seconds_low for each in flat], pa.float64())
-    exact = pa.array([each.job_seconds for each in flat], pa.float64())
+    seen = _micros(columns["seen_at"])
+    low = pa.array(columns["seconds_low"], pa.float64())
+    exact = pa.array(columns["job_seconds"], pa.float64())
     columns |= {
         "session": of_user(ending.session for ending in endings),
         "user": of_user(ending.user for ending in endings),
@@ -229,14 +234,12 @@ def _members(endings: Sequence[Ending], run: str) -> pa.Table:
         "age_seconds": pc.divide(
             pc.cast(pc.subtract(seen, columns["successfully_aggregated_at"]), pa.int64()), 1e6
         ),
-        "outcome": [each.outcome for each in flat],
         "aggregation_seconds_low": low,
-        "aggregation_seconds_high": [each.seconds_high for each in flat],
+        "aggregation_seconds_high": columns["seconds_high"],
         "job_seconds": exact,
         "duration_source": pc.if_else(
             pc.is_valid(exact), "job", pc.if_else(pc.is_valid(low), "looks", pa.scalar(None, pa.string()))
         ),
-        "looks": [each.looks for each in flat],
     }
     table = _table("members", columns, len(flat), run)
     for name in sorted({name for ending in endings for name in ending.columns}):
@@ -254,46 +257,30 @@ def _mapped(values: pa.Array, function: Callable[[str | None], str]) -> pa.Array
 
 def _changes(exchanges: Sequence[Exchange], run: str) -> pa.Table:
     flat = [(exchange, change) for exchange in exchanges for change in exchange.changes]
-    columns: dict[str, Any] = {
-        name: [getattr(change, name) for _, change in flat]
-        for name in ("guid", "from_status", "to_status", "seconds_low", "seconds_high", "is_being_aggregated")
-    }
+    columns = _fields([change for _, change in flat], Change)
     return _table("changes", columns | _who([exchange for exchange, _ in flat]), len(flat), run)
 
 
 def _requests(exchanges: Sequence[Exchange], run: str) -> pa.Table:
-    columns: dict[str, Any] = {
-        name: [getattr(exchange, name) for exchange in exchanges]
-        for name in (
-            "endpoint",
-            "attempt",
-            "left",
-            "queued_seconds",
-            "reply_seconds",
-            "status_code",
-            "reply_bytes",
-        )
-    }
-    errors = [exchange.error for exchange in exchanges]
+    columns = _fields(exchanges, Exchange)
+    errors = columns.pop("error")
     columns |= {
-        "sent_at": _micros(exchange.sent_at for exchange in exchanges),
+        "sent_at": _micros(columns["sent_at"]),
         "error": [type(error).__name__ if error else None for error in errors],
         "error_code": [error.code if error else None for error in errors],
         "may_have_acted": [error.may_have_acted if error else None for error in errors],
     }
-    return _table("requests", columns | _who(exchanges), len(exchanges), run)
+    return _table("requests", columns, len(exchanges), run)
 
 
 def _rejects(exchanges: Sequence[Exchange], run: str) -> pa.Table:
     flat = [(exchange, reject) for exchange in exchanges for reject in exchange.rejects]
-    columns: dict[str, Any] = {
-        "endpoint": [exchange.endpoint for exchange, _ in flat],
-        "sent_at": _micros(exchange.sent_at for exchange, _ in flat),
-        "reason": [reject.reason for _, reject in flat],
-        "body": [reject.body for _, reject in flat],
-        "length": [reject.length for _, reject in flat],
+    asked = [exchange for exchange, _ in flat]
+    columns = _fields([reject for _, reject in flat], Reject) | {
+        "endpoint": [exchange.endpoint for exchange in asked],
+        "sent_at": _micros(exchange.sent_at for exchange in asked),
     }
-    return _table("rejects", columns | _who([exchange for exchange, _ in flat]), len(flat), run)
+    return _table("rejects", columns | _who(asked), len(flat), run)
 
 
 def _who(exchanges: Sequence[Exchange]) -> dict[str, list[str | None]]:

@@ -25,11 +25,10 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -120,8 +119,7 @@ def _digest(text: str) -> int:
 Mint = Callable[[str], SessionToken | Awaitable[SessionToken]]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One user's turn: a token at hand, or the user for whom one is to be made."""
 
     user: str | None

@@ -251,7 +251,7 @@ class Budget:
 
     def is_out(self, now: float) -> bool:
         """Whether the server, which may come back, answers nobody."""
-        return self._may_come_back(now) and (self._is_unreachable or len(self._failing) > 1)
+        return (self._is_unreachable or len(self._failing) > 1) and self._may_come_back(now)
 
     def is_at_fault(self, since: float, now: float) -> bool:
         """Whether the server is to blame that a user fails now who failed before at a moment."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mxlab.errors import BadReply, Forbidden, NexusError, Refused, SessionExpired
 from mxlab.exchange import Change, Ending, Exchange, Intent, MemberEnding, Outcome, UserState, Verb
 from mxlab.fetch.pace import Budget
-from mxlab.nexus.members import Member, is_guid
+from mxlab.nexus.members import GUID, Member
 from mxlab.nexus.protocol import AGGREGATE_ALL, LIST_MEMBERS, READ_JOB, Endpoint, Reply
 from mxlab.nexus.status import PROCESSING, who_must_act
 from mxlab.settings import Settings
@@ -545,7 +545,8 @@ class Track:
     def _has_job(self, each: Followed) -> bool:
         settled = each.outcome in {"finished", "waiting_on_user", "failed"}
         observed = self._verb == "observe" and not each.member.is_being_aggregated
-        return is_guid(each.member.most_recent_job_guid) and (settled or observed)
+        guid = each.member.most_recent_job_guid
+        return guid is not None and GUID.fullmatch(guid) is not None and (settled or observed)
 
     def _next_job(self, now: float) -> None:
         guid = self._jobs[-1].member.most_recent_job_guid if self._jobs else None

@@ -87,13 +87,9 @@ class Unreadable(Exception):
 
 FIELDS = tuple(name for name in Member.__struct_fields__ if name != "extra")
 MEMBER_TIMES = ("aggregated_at", "successfully_aggregated_at")
-_GUID = re.compile(r"[A-Z]{3,4}-[0-9A-Za-z-]{1,64}")
+#: The shape of an MX id; nothing else may become a part of an address.
+GUID = re.compile(r"[A-Z]{3,4}-[0-9A-Za-z-]{1,64}")
 _LEAP_SECOND = re.compile(r":60(?=[.Zz+-]|$)")
-
-
-def is_guid(text: str | None) -> bool:
-    """Whether it has the shape of an MX id; nothing else may become a part of an address."""
-    return text is not None and _GUID.fullmatch(text) is not None
 
 
 def read_member(record: Any) -> Member:
@@ -123,7 +119,7 @@ def read_member(record: Any) -> Member:
     if not isinstance(record, dict):
         raise Unreadable("record_is_no_object")
     guid = record.get("guid")
-    if not isinstance(guid, str) or not is_guid(guid):
+    if not isinstance(guid, str) or not GUID.fullmatch(guid):
         raise Unreadable("guid")
     known = {name: record[name] for name in FIELDS if name in record}
     for name in MEMBER_TIMES:

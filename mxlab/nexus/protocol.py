@@ -26,7 +26,7 @@ from mxlab.errors import (
     SessionExpired,
     Unavailable,
 )
-from mxlab.nexus.members import Job, Member, Reject, Unreadable, is_guid, read_member, read_time
+from mxlab.nexus.members import GUID, Job, Member, Reject, Unreadable, read_member, read_time
 
 MEDIA_TYPE = "application/vnd.mx.nexus.v1+json"
 #: Replies of the simulator carry this header, so that every figure made of them can be stamped.
@@ -176,7 +176,7 @@ def read_reply(
     if len(members) > MOST_MEMBERS:
         raise BadReply(f"the reply has {len(members)} members", reason="too_many")
     guids = {member.guid for member in members}
-    if len(guids) != len(members) or not all(map(is_guid, guids)):
+    if len(guids) != len(members) or not all(map(GUID.fullmatch, guids)):
         return _tolerant(text, page)
     return Reply(members, has_more=_full_page(len(members)))
 
