@@ -374,7 +374,7 @@ def test_the_machine_finds_a_track_that_starts_too_often(mutant, monkeypatch):
     """The test of the test: each of these breaks the rule of one start that acts and two that arrive."""
     mutant(monkeypatch)
     found = effort(
-        max_examples=2000, stateful_step_count=15, deadline=None, database=None, phases=[Phase.generate],
+        max_examples=50_000, stateful_step_count=15, deadline=None, database=None, phases=[Phase.generate],
         report_multiple_bugs=False, derandomize=True,
     )  # fmt: skip
     with pytest.raises(AssertionError):
