@@ -41,8 +41,9 @@ GUID_LENGTH = 40
 PREFIXES = {"guid": "MBR-", "user_guid": "USR-", "institution_guid": "INS", "most_recent_job_guid": "JOB-"}
 
 _NULL_WORDS = pa.array(["null", "NULL", "None", "undefined", "nan"])
-#: How a time that is a word instead of null is kept in `extra`.
+#: How a time that is a word instead of null, or is no moment, is kept in `extra`.
 _TIME_SAYS_NULL = '"(successfully_)?aggregated_at":"null",?'
+_TIME_KEPT = '"(successfully_)?aggregated_at":"[^"]*",?'
 _CONTROL = "[\\x00-\\x1f\\x7f\\x{200e}\\x{200f}\\x{202a}-\\x{202e}\\x{2066}-\\x{2069}]"
 
 _TEXT = ("guid", "user_guid", "institution_guid", "institution_code", "name", "most_recent_job_guid")
@@ -369,8 +370,8 @@ def _says_null(text: pa.Array) -> pa.Array:
 
 
 def _fields_beside(m: Records) -> Bools:
-    """Rows with more in `extra` than times that say null."""
-    rest = pc.replace_substring_regex(m.text("extra"), pattern=_TIME_SAYS_NULL, replacement="")
+    """Rows with more in `extra` than times that are none."""
+    rest = pc.replace_substring_regex(m.text("extra"), pattern=_TIME_KEPT, replacement="")
     return _arrow(pc.not_equal(rest, "{}"))
 
 

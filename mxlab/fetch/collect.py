@@ -110,11 +110,14 @@ class _Drift:
         self._unseen = set(FIELDS) - _OFTEN_NULL
         self._members = self._records = 0
         self._unread: Counter[str] = Counter()
+        self._odd: Counter[str] = Counter()
 
     def hear(self, exchange: Exchange) -> None:
-        """Take in which records of a reply could not be read."""
+        """Take in what of a reply could not be read, or is odd."""
         if exchange.reply is not None:
             self._records += len(exchange.reply.members) + len(exchange.rejects)
+            if exchange.reply.oddities:
+                self._odd.update(exchange.reply.oddities)
             self._unread.update(reject.reason for reject in exchange.rejects if reject.reason != "guid_twice")
 
     def see(self, ending: Ending) -> None:
@@ -126,7 +129,10 @@ class _Drift:
 
     def found(self) -> list[str]:
         """A sentence for each way in which they do not."""
-        said = []
+        said = [
+            f"schema_drift: {count:,} replies came {oddity}, and were read all the same"
+            for oddity, count in self._odd.items()
+        ]
         if self._members >= _ENOUGH_MEMBERS and self._unseen:
             said.append(
                 f"schema_drift: 0 of {self._members:,} members have {', '.join(sorted(self._unseen))}"

@@ -392,11 +392,13 @@ class Track:
 
     def _listed(self, exchange: Exchange) -> dict[str, Member] | None:
         """The user's members once all pages are read; until then None, and the next page is asked for."""
-        assert exchange.reply is not None
+        reply = exchange.reply
+        assert reply is not None
         assert self.call is not None
         before = len(self._pages)
-        self._pages |= {member.guid: member for member in exchange.reply.members}
-        if exchange.reply.has_more and len(self._pages) > before:
+        self._pages |= {member.guid: member for member in reply.members}
+        # A list that does not say how long it is ends with a page that brings nothing new.
+        if reply.has_more and (reply.pages is not None or len(self._pages) > before):
             self.call = Call(LIST_MEMBERS, exchange.replied_at, page=self.call.page + 1)
             return None
         members, self._pages = self._pages, {}

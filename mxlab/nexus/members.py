@@ -27,8 +27,8 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     metadata
         Opaque text of the partner's; never parsed.
     extra
-        Fields that MX has not documented, and times that are the word null, as JSON text; None where there are
-        none.
+        Fields that MX has not documented, and times that are the word null or a leap second, as JSON text; None
+        where there are none.
     """
 
     guid: str
@@ -89,7 +89,9 @@ FIELDS = tuple(name for name in Member.__struct_fields__ if name != "extra")
 MEMBER_TIMES = ("aggregated_at", "successfully_aggregated_at")
 #: The shape of an MX id; nothing else may become a part of an address.
 GUID = re.compile(r"[A-Z]{3,4}-[0-9A-Za-z-]{1,64}")
-_LEAP_SECOND = re.compile(r":60(?=[.Zz+-]|$)")
+#: The shape of a member's.
+MEMBER_GUID = re.compile(r"MBR-[0-9A-Za-z-]{1,64}")
+_LEAP_SECOND = re.compile(r":60(\.\d+)?(?=[Zz+-]|$)")
 
 
 def read_member(record: Any) -> Member:
@@ -103,8 +105,9 @@ def read_member(record: Any) -> Member:
     Returns
     -------
     Member
-        Unknown fields are kept in `extra`; the string ``"null"`` counts as null where a time belongs, and is
-        kept there too; metadata that is no text is kept as JSON text.
+        Unknown fields are kept in `extra`; the string ``"null"`` counts as null where a time belongs, a leap
+        second as the end of the second before, and both are kept there too; metadata that is no text is kept as
+        JSON text.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def read_member(record: Any) -> Member:
     if not isinstance(record, dict):
         raise Unreadable("record_is_no_object")
     guid = record.get("guid")
-    if not isinstance(guid, str) or not GUID.fullmatch(guid):
+    if not isinstance(guid, str) or not MEMBER_GUID.fullmatch(guid):
         raise Unreadable("guid")
     known = {name: record[name] for name in FIELDS if name in record}
     for name in MEMBER_TIMES:
@@ -129,7 +132,7 @@ def read_member(record: Any) -> Member:
     unknown = {
         name: value
         for name, value in record.items()
-        if name not in FIELDS or (value == "null" and name in MEMBER_TIMES)
+        if name not in FIELDS or (name in MEMBER_TIMES and _is_no_moment(value))
     }
     if unknown:
         known["mxlab:extra"] = msgspec.json.encode(unknown).decode()
@@ -138,6 +141,11 @@ def read_member(record: Any) -> Member:
     except msgspec.ValidationError as error:
         field = re.search(r"\$\.(\w+)", str(error))
         raise Unreadable(field.group(1) if field else "record") from None
+
+
+def _is_no_moment(value: Any) -> bool:
+    """Whether a time that can be read is not what it says."""
+    return value == "null" or (isinstance(value, str) and _LEAP_SECOND.search(value) is not None)
 
 
 def read_time(value: Any) -> datetime | None:
@@ -155,7 +163,7 @@ def read_time(value: Any) -> datetime | None:
     if not isinstance(value, str):
         raise Unreadable("time_is_no_text")
     try:
-        moment = msgspec.convert(_LEAP_SECOND.sub(":59", value), datetime)
+        moment = msgspec.convert(_LEAP_SECOND.sub(":59.999", value), datetime)
         if moment.tzinfo is None:
             raise Unreadable("naive_time")
         return moment.astimezone(UTC)

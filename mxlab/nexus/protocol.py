@@ -26,16 +26,18 @@ from mxlab.errors import (
     SessionExpired,
     Unavailable,
 )
-from mxlab.nexus.members import GUID, Job, Member, Reject, Unreadable, read_member, read_time
+from mxlab.nexus.members import MEMBER_GUID, Job, Member, Reject, Unreadable, read_member, read_time
 
 MEDIA_TYPE = "application/vnd.mx.nexus.v1+json"
 #: Replies of the simulator carry this header, so that every figure made of them can be stamped.
 SIMULATED_HEADER = "MXLAB-Simulated"
 RECORDS_PER_PAGE = 1000
 MOST_MEMBERS = 10_000
+_MOST_PAGES = MOST_MEMBERS // 25
 MOST_WIRE_BYTES = 8 * 2**20
 MOST_BODY_BYTES = 32 * 2**20
 _PIECE_BYTES = 2**20
+_MARK = b"\xef\xbb\xbf"
 _KEPT_BYTES = 64 * 2**10
 _LONGEST_WAIT_SECONDS = 300.0
 
@@ -78,12 +80,18 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         Of `READ_JOB`.
     has_more
         Whether a further page must be asked for.
+    pages
+        How many pages the list has, where the reply says so.
+    oddities
+        What about it is not as documented, though it could be read.
     """
 
     members: list[Member] = []
     rejects: list[Reject] = []
     job: Job | None = None
     has_more: bool = False
+    pages: int | None = None
+    oddities: tuple[str, ...] = ()
 
 
 class _Documented(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -164,21 +172,27 @@ def read_reply(
     text = decoded(body, headers) if "Content-Encoding" in headers else body
     if not text:
         raise BadReply("the reply is empty", reason="empty_body")
-    content_type = headers.get("Content-Type", MEDIA_TYPE)
+    content_type = headers.get("Content-Type", "")
     if content_type != MEDIA_TYPE:
         _check_content_type(content_type)
+    oddities = () if content_type and not text.startswith(_MARK) else _oddities(content_type, text)
     if endpoint is READ_JOB:
-        return Reply(job=_job(_parsed(text)))
+        return Reply(job=_job(_parsed(text)), oddities=oddities)
     try:
         members = _documented.decode(text).members
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _tolerant(text, page)
+        return _tolerant(text, page, oddities)
     if len(members) > MOST_MEMBERS:
         raise BadReply(f"the reply has {len(members)} members", reason="too_many")
     guids = {member.guid for member in members}
-    if len(guids) != len(members) or not all(map(GUID.fullmatch, guids)):
-        return _tolerant(text, page)
-    return Reply(members, has_more=_full_page(len(members)))
+    if len(guids) != len(members) or not all(map(MEMBER_GUID.fullmatch, guids)):
+        return _tolerant(text, page, oddities)
+    return Reply(members, has_more=_full_page(len(members)), oddities=oddities)
+
+
+def _oddities(content_type: str, text: bytes) -> tuple[str, ...]:
+    found = ("without a content type",) * (not content_type)
+    return (*found, "with a byte order mark") if text.startswith(_MARK) else found
 
 
 def _check_content_type(content_type: str) -> None:
@@ -191,7 +205,7 @@ def _check_content_type(content_type: str) -> None:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return _anything.decode(text.removeprefix(b"\xef\xbb\xbf"))
+        return _anything.decode(text.removeprefix(_MARK))
     except UnicodeDecodeError:
         raise BadReply("the reply is not UTF-8", reason="utf8") from None
     except RecursionError:
@@ -221,7 +235,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-def _tolerant(text: bytes, page: int) -> Reply:
+def _tolerant(text: bytes, page: int, oddities: tuple[str, ...]) -> Reply:
     """A list in any of the shapes that MX has used: rooted members or member, a list or one object."""
     value = _parsed(text)
     if not isinstance(value, dict):
@@ -249,19 +263,24 @@ def _tolerant(text: bytes, page: int) -> Reply:
             rejects.append(rejected(error.reason, json.dumps(record).encode()))
         except UnicodeEncodeError:
             rejects.append(rejected("surrogate", json.dumps(record).encode()))
-    return Reply(list(members.values()), rejects, has_more=_has_more(value, len(records), page))
+    pages = _pages(value)
+    has_more = _full_page(len(records)) if pages is None else page < pages
+    return Reply(list(members.values()), rejects, has_more=has_more, pages=pages, oddities=oddities)
 
 
-def _has_more(value: dict[str, Any], records: int, page: int) -> bool:
-    """A pagination block decides; without one, a page of exactly 25 or 1,000 may have a successor."""
+def _pages(value: dict[str, Any]) -> int | None:
+    """How many pages the list has by its pagination block; None where there is none."""
     for name in ("pagination", "pagination_data"):
         block = value.get(name)
-        if isinstance(block, dict) and isinstance(block.get("total_pages"), int):
-            return bool(page < block["total_pages"])
-    return _full_page(records)
+        if isinstance(block, dict) and isinstance(pages := block.get("total_pages"), int):
+            if pages > _MOST_PAGES:
+                raise BadReply(f"the reply says that the list has {pages} pages", reason="paging")
+            return pages
+    return None
 
 
 def _full_page(records: int) -> bool:
+    """Without a pagination block, a page of exactly 25 or 1,000 may have a successor."""
     return records in {25, RECORDS_PER_PAGE}
 
 

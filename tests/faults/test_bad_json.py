@@ -46,6 +46,7 @@ UNREADABLE = {
     "B-045": (b'{"members": null}', "members_shape"),
     "B-046": (b'{"members": {}}', "members_shape"),
     "B-051": (many(MOST_MEMBERS + 1), "too_many"),
+    "B-110-endless": (members(MEMBER, pagination={"total_pages": 401}), "paging"),
     "B-052": (b'{"error": {"code": 5000, "message": "oops"}}', "error_in_200"),
 }
 
@@ -173,6 +174,18 @@ async def test_b110_the_pagination_block_of_the_page_at_hand_decides(run, totals
         done = await run(server, "observe")
     assert server.count() == {"list_members": pages_read}
     assert len(done.snap.members) == 10 * pages_read
+
+
+@pytest.mark.parametrize("second", [[], [{"guid": "MBR-0"}]], ids=["empty", "repeats"])
+async def test_b110_a_list_that_says_how_long_it_is_is_read_to_there(run, second):
+    """Whatever its pages hold: what is on the last one counts too."""
+    pages = [[{"guid": "MBR-0"}], second, [{"guid": "MBR-1"}]]
+    with FaultServer() as server:
+        server.fault = lambda a: say(200, members(*pages[a.nth - 1], pagination={"total_pages": 3}))
+        done = await run(server, "observe")
+    assert server.count() == {"list_members": 3}
+    assert [each.target.rpartition("page=")[2] for each in server.arrivals[1:]] == ["2", "3"]
+    assert sorted(done.snap.members["guid"]) == ["MBR-0", "MBR-1"]
 
 
 async def test_a_page_that_fails_in_a_later_look_does_not_hide_the_members_of_the_last():

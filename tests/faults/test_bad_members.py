@@ -5,10 +5,17 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from faults.server import FaultServer, say
+from mxlab import aio
+from mxlab.analysis import findings
+from mxlab.charts import CHARTS, draw
+from mxlab.exports import export
 from mxlab.nexus.protocol import LIST_MEMBERS, read_reply
 from mxlab.nexus.status import who_must_act
+from mxlab.reporting import report
+from mxlab.store import Store
 
 GOOD = {"guid": "MBR-2", "connection_status": "CONNECTED"}
 
@@ -35,6 +42,7 @@ REJECTED = {
     "B-054-missing": ({"name": "Chase"}, "guid"),
     "B-054-null": ({"guid": None}, "guid"),
     "B-055-other": ({"guid": "abc"}, "guid"),
+    "B-055-another-kind": ({"guid": "USR-7c6f361b-e582-15b6-60c0-358f12466b4b"}, "guid"),
     "B-055-path": ({"guid": "MBR-../members/aggregate"}, "guid"),
     "B-055-empty": ({"guid": ""}, "guid"),
     "B-061-text": (with_field("is_being_aggregated", "true"), "is_being_aggregated"),
@@ -69,7 +77,11 @@ KEPT = {
     "B-064-0001": ("aggregated_at", "0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
     "B-065-offset": ("aggregated_at", "2016-10-13T23:37:57+05:30", T),
     "B-065-small-z": ("aggregated_at", "2016-10-13t18:07:57z", T),
-    "B-065-leap": ("aggregated_at", "2016-12-31T23:59:60Z", datetime(2016, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    "B-065-leap": (
+        "aggregated_at",
+        "2016-12-31T23:59:60Z",
+        datetime(2016, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
+    ),
     "B-066": ("aggregated_at", "2093-01-01T00:00:00Z", datetime(2093, 1, 1, tzinfo=UTC)),
     "B-068": ("metadata", '\\"a\\": \\"b\\"', '\\"a\\": \\"b\\"'),
     "B-069": ("metadata", {"a": [1, None]}, '{"a":[1,null]}'),
@@ -99,6 +111,14 @@ def test_b056_of_a_guid_twice_in_one_answer_the_first_is_kept():
     reply = read_reply(LIST_MEMBERS, 200, {}, json.dumps({"members": [first, second]}).encode())
     assert [member.name for member in reply.members] == ["first"]
     assert [(reject.reason, json.loads(reject.body)) for reject in reply.rejects] == [("guid_twice", second)]
+
+
+@pytest.mark.parametrize("came", ["null", "2016-12-31T23:59:60Z", "2016-12-31T18:59:60.25-05:00"])
+def test_b065_b108_what_a_time_said_that_is_none_is_kept_beside_it(came):
+    member, _ = read(with_field("successfully_aggregated_at", came))
+    assert json.loads(member.extra) == {"successfully_aggregated_at": came}
+    plain, _ = read(with_field("successfully_aggregated_at", "2016-12-31T23:59:59Z"))
+    assert plain.extra is None
 
 
 def test_b059_an_unknown_status_is_counted_as_unknown_and_null_as_manual():
@@ -151,6 +171,17 @@ def whole_line(run):
     return observed
 
 
+def same_values(members):
+    """Each of the odd values is in its row, in the order of the numbers."""
+    for n, (name, _, kept) in enumerate(KEPT.values()):
+        row = members.iloc[n]
+        assert row["guid"] == f"MBR-{n}"
+        if kept is None:
+            assert pd.isna(row[name]), name
+        else:
+            assert (list(row[name]) if name == "use_cases" else row[name]) == kept
+
+
 async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames(whole_line):
     """One user's reply holds them all; the good rows of the same reply and of the other user are there."""
     records = [{"guid": f"MBR-{n}", name: value} for n, (name, value, _) in enumerate(KEPT.values())]
@@ -163,24 +194,59 @@ async def test_every_odd_value_comes_through_the_whole_line_into_typed_frames(wh
     assert sorted(snap.rejects["reason"]) == sorted(reason for _, reason in REJECTED.values())
     kept_bodies = [json.loads(each) for each in snap.rejects["body"]]
     assert sorted(kept_bodies, key=json.dumps) == sorted(bad, key=json.dumps)
+    same_values(snap.members[snap.members["user"] == "user-0"])
     by_guid = snap.members.set_index("guid")
-    for n, (name, _, kept) in enumerate(KEPT.values()):
-        found = by_guid[name].array[n]
-        assert by_guid.index[n] == f"MBR-{n}"
-        if kept is None:
-            assert pd.isna(found), name
-        else:
-            assert (list(found) if name == "use_cases" else found) == kept
     assert not snap.members.dtypes.astype(str).eq("object").any()
+    assert set(by_guid.loc[["MBR-0", "MBR-1"], "who_must_act"]) == {"unknown", "manual"}
     repr(snap)
     snap._repr_html_()
 
 
+#: number → the rule of `mxlab.analysis.quality` that marks its record; other numbers' records it does not mark
+MARKED = {
+    "status-unknown": {"B-059"},
+    "time-in-future": {"B-064-9999", "B-066"},
+    "time-before-mx": {"B-064-0001"},
+    "metadata-unreadable": {"B-068"},
+    "text-control-characters": {"B-070-nul", "B-070-bidi"},
+    "text-says-null": {"B-108-null"},
+}
+
+
+async def test_every_odd_value_is_stored_marked_exported_and_drawn(tmp_path):
+    """The same values through the store, the rules of quality, every kind of file, every chart and the report."""
+    records = [{"guid": f"MBR-{n}", name: value} for n, (name, value, _) in enumerate(KEPT.values())]
+    store = Store(tmp_path / "store")
+    with FaultServer(fault=lambda _: say(200, json.dumps({"members": records}).encode())) as server:
+        settings = server.settings(read_jobs=False)
+        fresh = await aio.observe(server.tokens(), settings, store=store, run="r")
+    snap = Store(tmp_path / "store").load("r")
+    assert snap.members["guid"].tolist() == [record["guid"] for record in records]
+    same_values(snap.members)
+    numbers = dict(zip(snap.members["guid"], KEPT, strict=True))
+    found = findings(snap.members)
+    assert {rule: set(found.loc[found["rule"] == rule, "guid"].map(numbers)) for rule in MARKED} == MARKED
+    for kind in ("csv", "xlsx", "parquet", "json"):
+        assert export(snap.members, tmp_path / f"members.{kind}", identities=True).stat().st_size > 1000
+    rows = json.loads((tmp_path / "members.json").read_bytes())
+    assert [row["name"] for row in rows] == [None if pd.isna(each) else each for each in snap.members["name"]]
+    page = report(fresh, tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    for name, chart in CHARTS.items():
+        if not chart.of_two:
+            draw(name, snap, ax=Figure().subplots())
+
+
 async def test_b057_a_guid_under_two_users_is_kept_for_both(whole_line):
-    body = json.dumps({"members": [{"guid": "MBR-1"}]}).encode()
-    snap = await whole_line(2, lambda _: say(200, body))
+    def fault(arrival):
+        record = {"guid": "MBR-1", "user_guid": f"USR-{arrival.user}"}
+        return say(200, json.dumps({"members": [record]}).encode())
+
+    snap = await whole_line(2, fault)
     assert sorted(snap.members["user"]) == ["user-0", "user-1"]
     assert set(snap.members["guid"]) == {"MBR-1"}
+    found = findings(snap.members)
+    assert sorted(found.loc[found["rule"] == "guid-of-two-users", "user"]) == ["user-0", "user-1"]
 
 
 @pytest.mark.parametrize("verb", ["observe", "aggregate"])

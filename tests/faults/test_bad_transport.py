@@ -38,7 +38,6 @@ CASES = {
     "B-002": (say(204), "bad_reply_unexpected_204"),
     "B-003": (say(206, GOOD), "bad_reply_unexpected_206"),
     "B-004": (say(200, HTML, kind="text/html"), "bad_reply_content_type"),
-    "B-005": (say(200, GOOD, kind=None), None),
     "B-006": (say(200, GOOD, kind="application/json"), None),
     "B-007": (say(200, UTF_16, kind=f"{MEDIA_TYPE}; charset=utf-16"), "bad_reply_charset"),
     "B-008": (say(200, GOOD, kind=f"{MEDIA_TYPE}; charset=klingon"), "bad_reply_charset"),
@@ -67,6 +66,25 @@ CASES = {
     "B-032-plain": (error(503), "server_fault"),
     "hang": (hang, "reply_timeout"),
 }
+
+
+#: number → (body, content type, what is said of it once)
+READ_ALL_THE_SAME = {
+    "B-005": (GOOD, None, "without a content type"),
+    "B-037": (b"\xef\xbb\xbf" + GOOD, MEDIA_TYPE, "with a byte order mark"),
+}
+
+
+@pytest.mark.parametrize("number", READ_ALL_THE_SAME)
+async def test_a_reply_that_is_odd_in_its_wrapping_is_read_and_said_once(run, number):
+    body, kind, oddity = READ_ALL_THE_SAME[number]
+    with FaultServer(users=4) as server:
+        server.fault = lambda a: say(200, body, kind=kind) if a.user != "user-0" else None
+        with pytest.warns(UserWarning, match=f"schema_drift: 3 replies came {oddity}, and were read") as said:
+            snap = (await run(server, "observe")).snap
+    assert len(said) == len(snap.manifest["schema_drift"]) == 1
+    assert (snap.coverage.answered, len(snap.rejects)) == (4, 0)
+    assert set(snap.members["user"]) == {"user-0"}
 
 
 #: What arrived and is kept, where it is not the body of a good reply; of a head that is no HTTP there is nothing.
