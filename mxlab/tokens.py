@@ -38,6 +38,10 @@ from mxlab.errors import ConfigError
 _DIGEST_KEY = secrets.token_bytes(16)
 _SHOWN = 3
 _PRINTABLE = re.compile(r"[!-~]+")
+_LONGEST_TOKEN = 512
+#: How what MX's documentation shows in a token's place begins.
+_SAMPLES = ("<", "CWforZl1Vn2vC_v6H4rn")
+_COLUMN_NAMES = frozenset({"token", "tokens", "session", "session_token", "md-session-token", "user"})
 
 
 class Secret:
@@ -387,9 +391,11 @@ def read_private(path: str | os.PathLike[str], what: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{what}: cannot read {path}: {error.strerror}; give the path of a file") from None
     if not stat.S_ISREG(mode):
-        raise ConfigError(f"{what}: {path} is not a regular file")
+        raise ConfigError(f"{what}: {path} is not a regular file; give the path of one")
     if os.name == "posix" and mode & 0o077:
         raise ConfigError(f"{what}: {path} can be read by others; run: chmod 600 {path}")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"{what}: {path} is not yours to read; run: chmod 600 {path}, or ask its owner")
     return path
 
 
@@ -414,7 +420,7 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
         The file or a line of it is malformed. A line is named by number and length, never by content.
     """
     path = read_private(path, "tokens")
-    before = path.stat()
+    before = _version(path.stat())
     problem = ""
     try:
         header, offsets, seen = _indexed(path)
@@ -432,17 +438,17 @@ def read_token_file(path: str | os.PathLike[str]) -> Source:
 
     async def turns(rng: random.Random) -> AsyncGenerator[Turn, None]:
         with path.open("rb") as file:
-            now = os.fstat(file.fileno())
-            if (now.st_size, now.st_mtime_ns, now.st_ino) != (
-                before.st_size,
-                before.st_mtime_ns,
-                before.st_ino,
-            ):
-                raise ConfigError(f"tokens: {path} changed since it was read; start again")
             for index in _shuffled(len(chosen), rng):
+                if _version(os.fstat(file.fileno())) != before:
+                    raise ConfigError(f"tokens: {path} changed since it was read; start again")
                 yield _at_hand(read(file, chosen[index]))
 
     return Source(turns, len(chosen))
+
+
+def _version(known: os.stat_result) -> tuple[int, int, int]:
+    """What differs when a file has been written or replaced."""
+    return known.st_size, known.st_mtime_ns, known.st_ino
 
 
 def _indexed(path: Path) -> "tuple[list[str] | None, array[int], _Seen]":
@@ -467,7 +473,7 @@ def _indexed(path: Path) -> "tuple[list[str] | None, array[int], _Seen]":
             seen.add(_token(text, header, path, number))
             offsets.append(offset)
     if not offsets:
-        raise ConfigError(f"tokens: {path} holds no tokens")
+        raise ConfigError(f"tokens: {path} holds no tokens; give one a line, or CSV with a header")
     return header, offsets, seen
 
 
@@ -479,7 +485,8 @@ def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_header(text: str) -> bool:
-    return "," in text or text.lower() in {"token", "user"}
+    """Whether a first line names columns, be it by other names or between other marks than commas."""
+    return "," in text or not _COLUMN_NAMES.isdisjoint(re.split(r"[;|\t]", text.lower()))
 
 
 def _checked_header(text: str, path: Path) -> list[str]:
@@ -487,7 +494,7 @@ def _checked_header(text: str, path: Path) -> list[str]:
     if "token" not in header:
         raise ConfigError(
             f"tokens: {path}: the first line of {len(header)} columns has no column named token; "
-            "give token, optionally user, and any further columns"
+            "give token, optionally user, and any further columns, with commas between"
         )
     if len(set(header)) != len(header) or not all(name.isidentifier() for name in header):
         raise ConfigError(f"tokens: {path}: column names must be words, each once")
@@ -502,7 +509,7 @@ def _token(text: str, header: list[str] | None, path: Path, number: int) -> Sess
         )
     values = dict(zip(header or ["token"], (cell.strip() for cell in row), strict=True))
     secret = values.pop("token")
-    if secret.startswith("<") or len(secret) > 4096:
+    if secret.startswith(_SAMPLES) or len(secret) > _LONGEST_TOKEN:
         raise ConfigError(
             f"tokens: {path}, line {number}: {len(secret)} characters that are no session token"
         )

@@ -14,6 +14,8 @@ from mxlab.errors import ConfigError
 from mxlab.tokens import SessionToken, minted, read_token_file, sampled, source
 
 CANARY = "CANARY-0123456789abcdef"
+#: The session token that MX's documentation shows.
+SAMPLE = "CWforZl1Vn2vC_v6H4rnQRT1DoWpDouJAV-_5TBmiQRAtA8rsOG_BoajTiOSsL0A3bd-bmHXlA-eQzc9ywItKg"
 
 
 @pytest.fixture
@@ -42,16 +44,25 @@ MALFORMED = {
     "B-080": ("", "holds no tokens"),
     "B-080-header": ("token,user\n", "holds no tokens"),
     "B-082-le": (f"{CANARY}\n".encode("utf-16"), "UTF-8"),
+    "B-082-no-mark": (f"{CANARY}\n".encode("utf-16-le"), "line 1: 46 characters, not printable ASCII"),
     "B-082-be": (b"\xfe\xff" + f"{CANARY}\n".encode("utf-16-be"), "UTF-8"),
     "B-083-space": (f"good\n{CANARY} x\n", "line 2: 25 characters"),
-    "B-083-quote": (f'token,user\n"{CANARY}""\n",u\n', "line"),
+    "B-083-quote": (f'token,user\n"{CANARY}""\n",u\n', "line 2: 1 columns where the header has 2"),
     "B-083-nul": (f"{CANARY}\0\n", "line 1: 24 characters"),
     "B-083-accent": (f"{CANARY}é\n", "line 1: 24 characters"),
     "B-083-control": (f"token,user\n{CANARY}\x07,u\n", "line 2: 24 characters"),
     "B-083-latin": (f"{CANARY}\n".encode() + b"caf\xe9\n", "line 2: not UTF-8"),
-    "B-084-long": (CANARY + "x" * 4096 + "\n", "line 1: 4119 characters"),
-    "B-085": ("<api-key>\n", "line 1: 9 characters"),
-    "B-088": (f"session,user\n{CANARY},u\n", "no column named token"),
+    "B-083-return": (f"{CANARY}\r{CANARY}\n", "line 1: 47 characters"),
+    "B-083-return-quoted": (f'token,user\n"{CANARY}\rx",u\n', "line 2: 25 characters"),
+    "B-084-long": (CANARY + "x" * 490 + "\n", "line 1: 513 characters"),
+    "B-085": ("<api-key>\n", "line 1: 9 characters that are no session token"),
+    "B-085-sample": (SAMPLE + "\n", "line 1: 86 characters that are no session token"),
+    "B-085-sample-of-a-user": (f"token,user\n{CANARY},u\n{SAMPLE},v\n", "line 3: 86 characters"),
+    "B-088": (f"session,user\n{CANARY},u\n", "first line of 2 columns has no column named token"),
+    "B-088-upper": (f"Token,User\n{CANARY},u\n", "no column named token; give token"),
+    "B-088-alone": (f"session_token\n{CANARY}\n", "first line of 1 columns has no column named token"),
+    "B-088-semicolons": (f"token;user\n{CANARY};u\n", "with commas between"),
+    "B-088-tabs": (f"token\tuser\n{CANARY}\tu\n", "with commas between"),
     "B-088-twice": (f"token,token\n{CANARY},u\n", "each once"),
     "B-088-words": (f"token,a b\n{CANARY},u\n", "words"),
     "columns": (f"token,user\n{CANARY}\n", "line 2: 1 columns"),
@@ -64,9 +75,12 @@ MALFORMED = {
 @pytest.mark.parametrize("number", MALFORMED)
 def test_a_malformed_file_is_refused_by_line_and_length_never_by_content(file, number):
     content, says = MALFORMED[number]
+    path = file(content)
     with pytest.raises(ConfigError) as caught:
-        read_token_file(file(content))
+        read_token_file(path)
+    assert str(caught.value).startswith(f"tokens: {path}")
     assert says in str(caught.value)
+    assert SAMPLE not in str(caught.value)
     seen = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     ours = seen.partition("in read_token_file")[2]
     assert ours
@@ -75,15 +89,26 @@ def test_a_malformed_file_is_refused_by_line_and_length_never_by_content(file, n
 
 def test_b078_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
-    for path, says in {"none": "No such file", ".": "regular", "pipe": "regular"}.items():
-        with pytest.raises(ConfigError, match=says):
-            read_token_file(tmp_path / path)
+    for name, says in {"none": "No such file", ".": "regular", "pipe": "regular"}.items():
+        with pytest.raises(ConfigError, match=rf"^tokens: .*{says}.*; give the path of") as caught:
+            read_token_file(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_b078_a_file_that_cannot_be_read_is_refused(file, monkeypatch):
+    path = file(CANARY, 0o200)
+    monkeypatch.setattr(
+        os, "access", lambda asked, mode: (asked, mode) != (path, os.R_OK)
+    )  # root may read it
+    with pytest.raises(ConfigError, match=f"^tokens: {path} is not yours to read; run: chmod 600 {path}"):
+        read_token_file(path)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
 def test_b079_a_file_that_others_can_read_is_refused_with_the_command_that_helps(file, mode):
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_token_file(file(CANARY, mode))
+    path = file(CANARY, mode)
+    with pytest.raises(ConfigError, match=f"^tokens: {path} can be read by others; run: chmod 600 {path}$"):
+        read_token_file(path)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -97,8 +122,9 @@ async def test_b081_blank_lines_comments_marks_and_trailing_spaces_are_passed_ov
     }
 
 
-async def test_b084_a_token_of_one_character_is_one(file):
-    assert len(await taken(file("x\n"))) == 1
+@pytest.mark.parametrize("text", ["x", "x" * 512, 'a"b', "token-1"])
+async def test_b083_b084_any_printable_text_of_1_to_512_characters_is_a_token(file, text):
+    assert [turn.token.reveal() for turn in await taken(file(f"{text}\n"))] == [text]
 
 
 async def test_a_plain_list_with_a_mark_keeps_its_first_line(file):
@@ -161,12 +187,40 @@ async def test_b089_a_million_lines_are_held_as_positions(file):
     assert peak < 150 * 2**20
 
 
-async def test_b090_a_file_that_changes_after_it_was_read_is_refused(file):
+def grow(path):
+    path.write_text("aaaa\nbbbb\ncccc\n")
+
+
+def rewrite(path):
+    path.write_text("aaaa\ncccc\n")
+    os.utime(path, ns=(0, 0))
+
+
+def replace(path):
+    before = path.stat()
+    new = path.with_suffix(".new")
+    new.write_bytes(path.read_bytes())
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    new.rename(path)
+
+
+@pytest.mark.parametrize("change", [grow, rewrite, replace])
+async def test_b090_a_file_that_changes_after_it_was_read_is_refused(file, change):
     path = file("aaaa\nbbbb\n")
     tokens = read_token_file(path)
-    path.write_text("aaaa\nbbbb\ncccc\n")
-    with pytest.raises(ConfigError, match="changed"):
+    change(path)
+    with pytest.raises(ConfigError, match=f"^tokens: {path} changed since it was read; start again$"):
         await anext(tokens.turns(0))
+
+
+@pytest.mark.parametrize("change", [grow, rewrite])
+async def test_b090_a_file_that_changes_during_the_run_is_not_read_on(file, change):
+    path = file("aaaa\nbbbb\n")
+    turns = read_token_file(path).turns(0)
+    assert (await anext(turns)).token.reveal() in {"aaaa", "bbbb"}
+    change(path)
+    with pytest.raises(ConfigError, match="changed since it was read; start again"):
+        await anext(turns)
 
 
 def test_what_brings_no_tokens_is_refused():
