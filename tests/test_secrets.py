@@ -6,11 +6,11 @@ import copy
 import json
 import logging
 import pickle
-import traceback
 from pathlib import Path
 
 import pytest
-from faults.server import CANARY, FaultServer, close, error, hang, reset, say
+from faults.canary import CANARY, everything_of
+from faults.server import FaultServer, close, error, hang, reset, say
 from yarl import URL
 
 import mxlab
@@ -108,16 +108,6 @@ def test_every_error_survives_pickle_with_what_it_knows(kind):
     again = pickle.loads(pickle.dumps(made))
     assert (type(again), str(again)) == (type(made), str(made))
     assert {k: v for k, v in vars(again).items() if k != "_exceptions"} == vars(made)
-
-
-def everything_of(failure):
-    """The error as the most talkative printers show it: with the locals of every frame, and of every context."""
-    told, seen = [], failure
-    while seen is not None:
-        told += traceback.TracebackException.from_exception(seen, capture_locals=True).format()
-        told += [repr(seen), repr(seen.args), repr(vars(seen))]
-        seen = seen.__context__
-    return "".join(told)
 
 
 FAULTS = {

@@ -174,9 +174,8 @@ class Gate:
         elif error is None:
             self._smooth_seconds = seconds if usual is None else usual + 0.1 * (seconds - usual)
             if self._taken * 2 >= self.limit:
-                is_near = (
-                    self.limit > _NEAR * self._congested_at
-                )  # from there on one more a round trip, to probe
+                # There one more a round trip, to probe; well past it, what congested is gone.
+                is_near = _NEAR < self.limit / self._congested_at < 1 / _NEAR
                 step = 1.0 if self._doubling else (1.0 if is_near else _INCREASE) / self.limit
                 self.limit = min(self.limit + step, self._ceiling)
         self._give_back()

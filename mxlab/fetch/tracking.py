@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from mxlab.errors import BadReply, Forbidden, NexusError, Refused, SessionExpired
+from mxlab.errors import BadReply, ConnectFailed, Forbidden, NexusError, Refused, SessionExpired
 from mxlab.exchange import Change, Ending, Exchange, Intent, MemberEnding, Outcome, UserState, Verb
 from mxlab.fetch.pace import Budget
 from mxlab.nexus.members import GUID, Member
@@ -508,7 +508,9 @@ class Track:
                 self._lose(error)
             else:
                 self._budget.pay(error)
-                self._look_again(exchange.replied_at)
+                # What never arrived was no look: the next need not keep its distance.
+                most = _LONGEST_BACKOFF_SECONDS if isinstance(error, ConnectFailed) else math.inf
+                self._look_again(exchange.replied_at, most)
             return
         members = self._listed(exchange)
         if members is not None:
@@ -530,12 +532,13 @@ class Track:
         else:
             self._look_again(exchange.replied_at)
 
-    def _look_again(self, now: float) -> None:
+    def _look_again(self, now: float, most_seconds: float = math.inf) -> None:
         self._pages = {}
         schedule = LookSchedule(self._settings.first_look_seconds, self._settings.longest_look_seconds)
         self._gap = schedule.gap(self._gap, self._rng)
         attempt = 1 + self._failures
-        self.call = Call(LIST_MEMBERS, max(now, min(now + self._gap, self._deadline)), attempt=attempt)
+        due = now + min(self._gap, most_seconds)
+        self.call = Call(LIST_MEMBERS, max(now, min(due, self._deadline)), attempt=attempt)
 
     def _read_jobs(self, now: float) -> None:
         if self._settings.read_jobs:

@@ -4,13 +4,16 @@ import asyncio
 import logging
 import pickle
 import time
+import warnings
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from faults.server import CANARY
+from faults.canary import CANARY, everything_of
 from mxlab import aio
+from mxlab.fetch.client import NexusClient
 
 
 class Run:
@@ -34,6 +37,23 @@ class Run:
     @property
     def acts(self):
         return Counter(each.user for each in self.server.arrivals if each.acted)
+
+    @property
+    def silenced(self):
+        """Users whose first start was read and had no answer."""
+        starts = [each for each in self.server.arrivals if each.endpoint == "aggregate_all"]
+        return {each.user for each in starts if each.nth == 1 and each.status is None}
+
+
+def all_are_collected(run):
+    """Every user is answered, every member is there and finished, and one start acted for each user."""
+    bank = run.server.bank
+    assert run.coverage.answered == len(bank.users)
+    assert sorted(run.snap.members["guid"]) == sorted(
+        each.guid for members in bank.users.values() for each in members
+    )
+    assert set(run.snap.members["outcome"]) == {"finished"}
+    assert run.acts == Counter(dict.fromkeys(bank.users, 1))
 
 
 def accounting_adds_up(run, *, all_arrive):
@@ -69,42 +89,74 @@ def intervals_hold_the_truth(run):
             assert row.job_seconds == pytest.approx(jobs[row.guid].seconds, abs=1e-3)
 
 
-def canary_is_nowhere(run, log):
-    snap = run.snap
-    said = [repr(snap), snap._repr_html_(), repr(snap.manifest), repr(asdict(snap.coverage)), log]
-    said += [
-        snap.failures.to_csv(),
-        *(getattr(snap, name).to_csv() for name in ("members", "changes", "requests")),
-    ]
-    assert not [text for text in said if CANARY in text]
-    assert CANARY.encode() not in b"".join(snap.rejects["body"]) + pickle.dumps(snap.requests)
+def canary_is_nowhere(snap, said, store):
+    """Neither in what was said nor in what is kept; a store's tables are compressed, so they are read as frames too."""
+    frames = [getattr(snap, name) for name in ("members", "changes", "requests", "failures")]
+    said = [*said, repr(snap), snap._repr_html_(), repr(snap.manifest), repr(asdict(snap.coverage))]
+    assert not [text for text in said + [frame.to_csv() for frame in frames] if CANARY in text]
+    kept = [*snap.rejects["body"], pickle.dumps(frames)]
+    if store is not None:
+        kept += [path.read_bytes() for path in store.path.rglob("*") if path.is_file()]
+        assert len(kept) > len(snap.rejects) + 5, "a ledger, a log and a file of each frame were not found"
+    assert not [held for held in kept if CANARY.encode() in held]
 
 
 async def nothing_is_left(server, seconds=5.0):
-    """No task on this loop but the test's own, and no socket still open."""
+    """No task on this loop but the test's own, and no socket still open on either side."""
     assert asyncio.all_tasks() == {asyncio.current_task()}
     until = time.monotonic() + seconds
-    while server.open and time.monotonic() < until:  # noqa: ASYNC110 - the server is on another thread
+    while (server.open or held_sockets(server.port)) and time.monotonic() < until:  # noqa: ASYNC110 - the server is on another thread
         await asyncio.sleep(0.01)
-    assert not server.open
+    assert (server.open, held_sockets(server.port)) == (0, 0)
+
+
+def held_sockets(port):
+    """Sockets to a port of this machine that some process still holds, also where the other end is gone; told by Linux alone."""
+    table = Path("/proc/net/tcp")
+    rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return sum(row[2].endswith(f":{port:04X}") and row[9] != "0" for row in rows)
 
 
 @pytest.fixture
-def run(caplog):
-    """``await run(server, verb, tokens, **settings)``: a run in memory, checked against the server's own count."""
+def store():
+    """Where the runs of a test go; None, memory alone, unless its module says otherwise."""
+    return
+
+
+@pytest.fixture
+def run(caplog, capsys, monkeypatch, store):
+    """``await run(server, verb, tokens, **settings)``: a run, checked against the server's own count."""
     caplog.set_level(logging.DEBUG)
+    failed = []
+    call = NexusClient.call
+
+    async def kept(*args, **known):
+        exchange = await call(*args, **known)
+        if exchange.error is not None:
+            failed.append(repr(exchange) + everything_of(exchange.error))
+        return exchange
+
+    monkeypatch.setattr(NexusClient, "call", kept)
 
     async def ran(server, verb="aggregate", tokens=None, *, all_arrive=True, **known):
         settings = server.settings(**known)
         began = time.perf_counter()
-        snap = await getattr(aio, verb)(server.tokens() if tokens is None else tokens, settings)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            snap = await getattr(aio, verb)(
+                server.tokens() if tokens is None else tokens, settings, store=store
+            )
         done = Run(server, snap, time.perf_counter() - began)
         await nothing_is_left(server)
         accounting_adds_up(done, all_arrive=all_arrive)
         starts_are_within_bounds(done, verb)
         if verb == "aggregate":
             intervals_hold_the_truth(done)
-        canary_is_nowhere(done, caplog.text)
+        printed = capsys.readouterr()
+        told = [str(each.message) for each in warned]
+        canary_is_nowhere(snap, [caplog.text, printed.out, printed.err, *told, *failed], store)
+        for each in warned:  # the test's own filters decide
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return done
 
     return ran

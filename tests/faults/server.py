@@ -21,11 +21,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from faults.canary import CANARY
 from mxlab.settings import Clock, Settings
 from mxlab.tokens import SessionToken, minted
 
 MEDIA_TYPE = "application/vnd.mx.nexus.v1+json"
-CANARY = "CANARY"
 _ENDPOINTS = (
     ("aggregate_all", re.compile(r"/members/aggregate$")),
     ("list_members", re.compile(r"/members(\?.*)?$")),
@@ -38,7 +38,8 @@ _ENDPOINTS = (
 class Arrival:
     """One request that was read to its end.
 
-    ``nth`` counts this user's requests to this endpoint, from 1; ``at`` is in real seconds since the server began.
+    ``nth`` counts this user's requests to this endpoint, from 1; ``at`` is in real seconds since the server began;
+    ``is_reused`` tells that its connection had brought a request before.
     """
 
     user: str | None
@@ -48,13 +49,16 @@ class Arrival:
     target: str
     headers: dict[str, str]
     body: bytes
+    is_reused: bool = False
     acted: bool = False
     status: int | None = None
+    told_when: bool = False
 
     @property
     def refused(self):
-        """Whether the answer says that nothing was done."""
-        return self.status is not None and (400 <= self.status < 500 or self.status == 503) and not self.acted
+        """Whether the answer says that nothing was done: a 503 says so with a Retry-After, and a 409 does not."""
+        is_no = self.status is not None and 400 <= self.status < 500 and self.status != 409
+        return (is_no or (self.status == 503 and self.told_when)) and not self.acted
 
 
 @dataclass
@@ -90,10 +94,12 @@ class Bank:
         The share of members whose data is fresh: a start does nothing for them.
     end
         ``end(rng)`` → the status that a job ends with.
+    skew
+        How far the times that it tells are off, in seconds.
     """
 
-    def __init__(self, users, members, seed, now, *, seconds=None, throttled=0.0, end=None):
-        self.now, self.rng = now, random.Random(seed)
+    def __init__(self, users, members, seed, now, *, seconds=None, throttled=0.0, end=None, skew=0.0):
+        self.now, self.rng, self.skew = now, random.Random(seed), skew
         self._seconds = seconds or (lambda rng: rng.lognormvariate(2.5, 0.5))
         self._end = end or (lambda _: "CONNECTED")
         self.users = {f"user-{n}": self._made(members, throttled) for n in range(users)}
@@ -145,7 +151,7 @@ class Bank:
         over = [each for each in member.jobs if each.ended <= now]
         succeeded = [each.ended for each in over if each.status == "CONNECTED"]
         return {
-            "aggregated_at": _text(job.started),
+            "aggregated_at": self._text(job.started),
             "background_aggregation_is_disabled": False,
             "connection_status": over[-1].status,
             "external_guid": None,
@@ -159,7 +165,7 @@ class Bank:
             "metadata": None,
             "most_recent_job_guid": job.guid,
             "name": f"Bank {member.institution}",
-            "successfully_aggregated_at": _text(max(succeeded)) if succeeded else None,
+            "successfully_aggregated_at": self._text(max(succeeded)) if succeeded else None,
             "use_cases": ["PFM"],
             "user_guid": f"USR-{user}",
         }
@@ -169,8 +175,10 @@ class Bank:
         for member in self.users[user]:
             for job in member.jobs:
                 if job.guid == guid:
-                    finished = _text(job.ended) if job.ended <= self.now() else None
-                    return {"job": {"guid": guid, "started_at": _text(job.started), "finished_at": finished}}
+                    finished = self._text(job.ended) if job.ended <= self.now() else None
+                    return {
+                        "job": {"guid": guid, "started_at": self._text(job.started), "finished_at": finished}
+                    }
         return None
 
     def jobs(self):
@@ -182,9 +190,8 @@ class Bank:
             if len(member.jobs) > 1
         }
 
-
-def _text(seconds):
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    def _text(self, seconds):
+        return datetime.fromtimestamp(seconds + self.skew, UTC).isoformat(timespec="microseconds")
 
 
 class Call:
@@ -201,6 +208,7 @@ class Call:
     async def say(self, status, body=b"", *, also=(), kind=MEDIA_TYPE):
         """A whole reply; ``also`` are further header lines."""
         self.arrival.status = status
+        self.arrival.told_when = any(line.lower().startswith("retry-after:") for line in also)
         lines = [
             f"HTTP/1.1 {status} Status",
             f"Content-Length: {len(body)}",
@@ -287,15 +295,14 @@ def acting(deed):
     return done
 
 
-def cut(share):
-    """The true answer, broken off after a share of its bytes: of the head below 0.3, of the body above."""
+def cut(part):
+    """The true answer, broken off in the middle of its ``head`` or its ``body``."""
 
     async def deed(call):
         status, value = call.server.outcome(call.arrival)
         body = json.dumps(value).encode()
         head = f"HTTP/1.1 {status} OK\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        data = head + body
-        await call.send(data[: int(len(data) * share)])
+        await call.send(head[: len(head) // 2] if part == "head" else head + body[: len(body) // 2])
         call.reset()
 
     return deed
@@ -340,7 +347,7 @@ class FaultServer:
     idle
         Real seconds after which a connection without a request is closed, as balancers do.
     skew
-        How far the ``Date`` of the replies is off, in seconds.
+        How far the server's clock is off, in seconds: the ``Date`` of its replies and every time in its records.
     tls
         An `ssl.SSLContext`, to be a server of https.
     """
@@ -358,7 +365,9 @@ class FaultServer:
 
     def __post_init__(self):
         self.clock = Clock(time.time(), time.time(), self.speed)
-        self.bank = Bank(self.users, self.members, self.seed, self.clock.steady(), **self.bank_options)
+        self.bank = Bank(
+            self.users, self.members, self.seed, self.clock.steady(), skew=self.skew, **self.bank_options
+        )
         self.arrivals = []
         self.open = 0
         self.connections = 0
@@ -494,6 +503,7 @@ class FaultServer:
                 await writer.wait_closed()
 
     async def _converse(self, reader, writer):
+        is_reused = False
         while not writer.is_closing():
             async with asyncio.timeout(self.idle):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -502,7 +512,8 @@ class FaultServer:
                 name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
             }
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            arrival = self._arrived(first.split(" ")[1], headers, body)
+            arrival = self._arrived(first.split(" ")[1], headers, body, is_reused)
+            is_reused = True
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             try:
@@ -512,11 +523,12 @@ class FaultServer:
             finally:
                 self._at_once -= 1
 
-    def _arrived(self, target, headers, body):
+    def _arrived(self, target, headers, body, is_reused):
         user = self.bank.sessions.get(headers.get("md-session-token"))
         endpoint = next((name for name, form in _ENDPOINTS if form.search(target)), "other")
         self._nth[user, endpoint] += 1
-        arrival = Arrival(user, endpoint, self._nth[user, endpoint], self.elapsed, target, headers, body)
+        nth = self._nth[user, endpoint]
+        arrival = Arrival(user, endpoint, nth, self.elapsed, target, headers, body, is_reused)
         self.arrivals.append(arrival)
         return arrival
 
@@ -527,5 +539,15 @@ def some(share, deed, *, endpoint, seed=0, nth=(1,)):
     def fault(arrival):
         chosen = random.Random(f"{seed}{arrival.user}").random() < share
         return deed if chosen and arrival.endpoint == endpoint and arrival.nth in nth else None
+
+    return fault
+
+
+def by_chance(share, deed, *, seed=0):
+    """A fault for a seeded share of all requests, whatever order they arrive in."""
+
+    def fault(arrival):
+        rng = random.Random(f"{seed}{arrival.user}{arrival.endpoint}{arrival.nth}")
+        return deed if rng.random() < share else None
 
     return fault
