@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from mxlab.errors import ConfigError
 
 _LONGEST_LOOK_SECONDS = 1200.0
+#: The ceiling of concurrency is half of the 2,000 that MX documents for an address.
+_MOST = {"concurrency": 1000, "attempts": 10}
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -138,17 +140,14 @@ class Settings:
                 raise ConfigError(f"{each.name}: expected True or False, not {value!r}")
             if each.name == "clock" and not isinstance(value, Clock):
                 raise ConfigError(f"clock: expected a Clock, not {value!r}")
-        for name in ("concurrency", "attempts", "seed"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name}: expected a whole number, not {getattr(self, name)!r}")
+        if type(self.seed) is not int:
+            raise ConfigError(f"seed: expected a whole number, not {self.seed!r}")
 
     def _check_ranges(self) -> None:
-        if not 1 <= self.concurrency <= 1000:
-            raise ConfigError(
-                f"concurrency: {self.concurrency} is outside 1 to 1,000 (MX documents 2,000 an address)"
-            )
-        if not 1 <= self.attempts <= 10:
-            raise ConfigError(f"attempts: {self.attempts} is outside 1 to 10")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigError(f"{name}: {value!r} is not a whole number from 1 to {most:,}")
         for each in fields(self):
             if each.metadata.get("positive"):
                 _check_positive(each.name, getattr(self, each.name))
@@ -232,7 +231,8 @@ def _read(name: str, value: Any) -> Any:
     except (KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{name}: cannot read {value!r}; {kind.metadata['doc']}") from None
+        most = f", from 1 to {_MOST[name]:,}" if name in _MOST else ""
+        raise ConfigError(f"{name}: cannot read {value!r}; {kind.metadata['doc']}{most}") from None
 
 
 def _check_positive(name: str, value: object) -> None:

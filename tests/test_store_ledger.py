@@ -65,8 +65,9 @@ class TestNames:
         ],
     )
     def test_b097_what_is_no_run_name_is_refused(self, store: Store, name: str) -> None:
-        with pytest.raises(ConfigError, match=r"is no run name; give 1 to 64 of a-z"):
+        with pytest.raises(ConfigError, match=r"is no run name; give 1 to 64 of a-z") as caught:
             store.begin(name, MANIFEST)
+        assert str(caught.value).startswith(f"run: {name[:80]!r} ")
         assert not store.path.exists()
 
     def test_a_run_without_a_name_is_named_by_its_start(self, store: Store) -> None:
@@ -93,7 +94,7 @@ class TestResuming:
             ("settings", {"include_holdings": True}, "include_holdings False, now True"),
             ("settings", {"include_transactions": True}, "include_transactions False, now True"),
         ):
-            with pytest.raises(ConfigError, match=message):
+            with pytest.raises(ConfigError, match=f"{message}.*another run name"):
                 store.begin("r1", {**MANIFEST, name: value})
 
     def test_seed_rate_clock_and_the_port_of_a_simulator_may_change(self, store: Store) -> None:
@@ -430,7 +431,7 @@ class TestFolders:
         monkeypatch.setattr(
             mxlab.store.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 999_999_999)
         )
-        with pytest.warns(UserWarning, match="only 999,999,999 bytes are free"):
+        with pytest.warns(UserWarning, match=f"only 999,999,999 bytes are free at {store.path}; free some"):
             store.begin("r1", MANIFEST).close()
 
     def test_a_percent_sign(self, tmp_path: Path) -> None:
@@ -448,12 +449,14 @@ class TestVersions:
         with sqlite3.connect(store.path / "runs" / "r1.db") as other:
             other.execute(f"PRAGMA user_version = {ledgers.FORMAT + 1}")
         other.close()
+        before = {each: each.read_bytes() for each in store.path.rglob("*") if each.is_file()}
         for run in ("r1", "r2"):
             with pytest.raises(
                 StoreError, match=r"a newer mxlab wrote run r1 .* upgrade mxlab to write here"
             ):
                 store.begin(run, MANIFEST)
         assert len(store.load("r1").members) == 54
+        assert {each: each.read_bytes() for each in store.path.rglob("*") if each.is_file()} == before
 
     def test_a_lost_ledger_is_not_begun_anew(self, store: Store) -> None:
         written(store, "r1")

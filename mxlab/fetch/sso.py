@@ -9,7 +9,7 @@ import getpass
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -97,7 +97,7 @@ def _read_key(key: Secret | str | os.PathLike[str] | None, client_id: str) -> Se
     if isinstance(key, Secret):
         return key
     if key is not None:
-        return _checked_key(read_private(key, "key").read_text("utf-8-sig").strip(), f"{key}")
+        return _checked_key(read_private(key, "key").read_text("utf-8-sig", "replace").strip(), f"{key}")
     found = _kept_key(client_id)
     if found is None and sys.stdin is not None and sys.stdin.isatty():
         found = getpass.getpass(f"MX API key of {client_id}: ")
@@ -123,16 +123,17 @@ def _kept_key(client_id: str) -> str | None:
 
 def _checked_key(text: str, where: str) -> Secret:
     """The key, unless it is too short or a placeholder; only its length is told."""
-    if len(text) < _SHORTEST_KEY or text.startswith("<"):
+    length, is_sample, secret = len(text), text.startswith("<"), None
+    with suppress(ConfigError):
+        secret = Secret(text)
+    del text  # a traceback may show what is at hand
+    if length < _SHORTEST_KEY or is_sample:
         raise ConfigError(
-            f"key: {where} holds {len(text)} characters that are no API key; MX's are longer than that"
+            f"key: {where} holds {length} characters that are no API key; MX's are longer than that"
         )
-    try:
-        return Secret(text)
-    except ConfigError:
-        raise ConfigError(
-            f"key: {where} holds {len(text)} characters; a key is one line of printable ASCII"
-        ) from None
+    if secret is None:
+        raise ConfigError(f"key: {where} holds {length} characters; a key is one line of printable ASCII")
+    return secret
 
 
 class _Sessions:

@@ -264,7 +264,11 @@ class Store:
                     "upgrade mxlab to write here, or write to another folder; reading is fine"
                 )
         if (free := shutil.disk_usage(self.path).free) < _LITTLE:
-            warnings.warn(f"store: only {free:,} bytes are free at {self.path}", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"store: only {free:,} bytes are free at {self.path}; free some, or the run may stop before its end",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _ledgers(self) -> dict[str, Path]:
         return {path.stem: path for path in sorted((self.path / "runs").glob("*.db"))}

@@ -264,6 +264,8 @@ async def test_b058_a_token_whose_replies_name_two_users_is_lost(run, verb):
     with FaultServer(users=2, fault=fault) as server:
         done = await run(server, verb)
     assert done.reasons == {"token_user_mismatch": 1}
+    assert done.coverage.answered == 1
+    assert list(done.snap.failures["user"]) == ["user-0"]
     assert done.snap.failures["what_to_do"].str.contains("two users").all()
 
 

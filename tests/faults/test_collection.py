@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from faults.conftest import nothing_is_left
-from faults.server import FaultServer, error, hang
+from faults.server import FaultServer, error, hang, say
 from mxlab import aio
 from mxlab.errors import ConfigError
 from mxlab.exchange import Progress
@@ -147,7 +147,10 @@ async def test_f15_of_a_stale_source_the_first_users_stop_the_run_and_nobody_is_
     """B-026 too: more than a fifth of the first hundred."""
     with FaultServer(users=1000, fault=lambda _: error(401, 4011)) as server:
         book = Book()
-        with pytest.raises(ConfigError, match=r"of the first \d\d sessions have expired"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^tokens: .*of the first \d\d sessions have expired .*; make new tokens and run again",
+        ):
             await collected(server, server.tokens(), book, verb)
         assert len(server.arrivals) <= 100
         assert not book.ended
@@ -171,11 +174,15 @@ async def test_fewer_stale_tokens_or_users_stop_nothing_and_all_are_accounted_fo
         assert Counter(ending.state for ending in endings) == +Counter(lost=stale, answered=users - stale)
 
 
-async def test_tokens_that_can_be_renewed_are_never_called_stale(run):
+@pytest.mark.parametrize(
+    "expired", [error(401, 4011), say(401), error(400, 4011)], ids=["B-024", "B-025", "B-024-then-4011"]
+)
+async def test_tokens_that_can_be_renewed_are_never_called_stale(run, expired):
     with FaultServer(users=120, members=1) as server:
-        server.fault = lambda a: error(401, 4011) if a.endpoint == "list_members" and a.nth == 1 else None
+        server.fault = lambda a: expired if a.endpoint == "list_members" and a.nth == 1 else None
         done = await run(server, tokens=server.source())
     assert done.coverage.answered == 120
+    assert set(server.bank.lives.values()) == {2}
 
 
 async def test_a_token_that_comes_twice_is_one_user(run):
