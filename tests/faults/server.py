@@ -429,10 +429,10 @@ class FaultServer:
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
 
     def later(self, seconds, what):
-        """Call `what` on a thread of its own, after some real seconds."""
+        """Call `what` on a thread of its own, some real seconds after the first request; to be said before it."""
+        assert not self.arrivals
         timer = threading.Timer(seconds, what)
         timer.daemon = True
-        timer.start()
         self._timers.append(timer)
 
     @property
@@ -529,6 +529,9 @@ class FaultServer:
         self._nth[user, endpoint] += 1
         nth = self._nth[user, endpoint]
         arrival = Arrival(user, endpoint, nth, self.elapsed, target, headers, body, is_reused)
+        if not self.arrivals:
+            for timer in self._timers:
+                timer.start()
         self.arrivals.append(arrival)
         return arrival
 

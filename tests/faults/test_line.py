@@ -1,5 +1,6 @@
 """The whole line against one server: what issue 2 asks of it, line by line."""
 
+import asyncio
 import json
 from collections import Counter
 from hashlib import sha256
@@ -164,7 +165,7 @@ async def test_the_requests_that_left_are_the_arrivals(run):
     """Held in every run by the fixture; here in one with refused connections, so that some never left."""
     with FaultServer(users=5, members=1, speed=1) as server:
         server.down()
-        server.later(0.3, server.up)
+        asyncio.get_running_loop().call_later(0.3, server.up)
         done = await run(server, "observe")
         left = done.snap.requests["left"]
         assert not left.all()
