@@ -1,13 +1,15 @@
 """The collection itself: slow and broken sources, stopping, resuming, stale tokens."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 
 import pytest
 from msgspec import structs
 
-from faults.conftest import nothing_is_left
+from faults.canary import CANARY, everything_of
+from faults.conftest import canary_is_nowhere, nothing_is_left
 from faults.server import FaultServer, error, hang, say
 from mxlab import aio
 from mxlab.errors import ConfigError
@@ -164,6 +166,24 @@ async def test_f15_a_source_of_unknown_length_is_judged_by_its_hundredth_user():
             await collected(server, iter(server.tokens()), book)
         assert not book.ended
         assert len(server.arrivals) <= 160
+
+
+async def test_f15_the_run_that_stopped_shows_no_token_and_is_taken_up_again_with_new_ones(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    store = Store(tmp_path / "store")
+    with FaultServer(users=200, fault=lambda _: error(401, 4011)) as server:
+        with pytest.raises(ConfigError, match="same run name") as caught:
+            await aio.aggregate(server.tokens(), server.settings(), store=store, run="r")
+        await nothing_is_left(server)
+        assert len(server.arrivals) <= 100
+        stopped = store.load("r").coverage
+        assert (stopped.answered, stopped.lost, stopped.unknown) == (0, 0, 0)
+        assert stopped.asked == stopped.pending
+        assert CANARY not in everything_of(caught.value) + caplog.text
+        server.fault = lambda _: None
+        done = await aio.aggregate(server.tokens(), server.settings(), store=store, run="r")
+    assert done.coverage.asked == done.coverage.answered == 200
+    canary_is_nowhere(done, [caplog.text], store)
 
 
 @pytest.mark.parametrize(("stale", "users"), [(20, 150), (20, 100), (60, 60), (99, 99)])
