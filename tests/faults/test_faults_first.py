@@ -215,8 +215,16 @@ def no_route(monkeypatch, server):
     return lambda: is_out.append(True), is_out.clear
 
 
-@pytest.mark.parametrize(("how", "seen_as"), [(refused, "ConnectFailed"), (no_route, "ReplyTimeout")])
-@pytest.mark.parametrize(("users", "seconds", "speed"), [(150, 10, 20), (3, 60, 20), full(150, 10, 1)])
+@pytest.mark.parametrize(
+    ("how", "seen_as", "users", "seconds", "speed"),
+    [
+        (refused, "ConnectFailed", 150, 10, 20),
+        (refused, "ConnectFailed", 3, 60, 20),
+        (no_route, "ReplyTimeout", 150, 10, 20),
+        full(refused, "ConnectFailed", 150, 10, 1),
+        full(no_route, "ReplyTimeout", 150, 10, 1),
+    ],
+)
 async def test_f06_an_outage_loses_nobody_and_doubles_nothing(
     run, monkeypatch, how, seen_as, users, seconds, speed
 ):
@@ -506,8 +514,9 @@ async def test_f18_a_body_that_breaks_off_or_grows_is_kept_as_a_reject_within_bo
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("endpoint", ["list_members", "aggregate_all", "read_job"])
+@pytest.mark.parametrize(
+    ("scheme", "endpoint"), [("http", "list_members"), ("https", "aggregate_all"), ("http", "read_job")]
+)
 async def test_f27_a_redirect_to_another_host_gets_no_request(run, status, scheme, endpoint):
     """A read of a job never changes a user's state."""
     with FaultServer() as elsewhere:
