@@ -179,6 +179,15 @@ def test_a_key_that_mx_refuses_stops_the_run_and_gives_no_user_up(tmp_path):
     assert (snap.coverage.asked, snap.coverage.answered) == (20, 20)
 
 
+@pytest.fixture
+def sigint_is_heard():
+    """A shell starts what it runs in the background with SIGINT ignored, and so does what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_ctrl_c_stops_the_command_within_two_seconds_says_what_was_done_and_it_goes_on(tmp_path):
     users, key, store = tmp_path / "users", tmp_path / "key", tmp_path / "store"
     users.write_text("\n".join(UserIds(3_000)))
