@@ -248,18 +248,24 @@ def test_runs_of_several_processes_share_the_tables(tmp_path: Path, nursery: Nur
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path, nursery: Nursery) -> None:
-    assert nursery.run(hold_fork_and_die, tmp_path / "s", "r1") == REACHED
-    Store(tmp_path / "s").begin("r1", MANIFEST).close()
+    assert nursery.run(hold_fork_and_die, tmp_path / "s", "r1", tmp_path / "child") == REACHED
+    child = int((tmp_path / "child").read_text())
+    try:
+        Store(tmp_path / "s").begin("r1", MANIFEST).close()
+    finally:
+        os.kill(child, signal.SIGKILL)  # an error where it no longer lives: then nothing is proved
 
 
-def hold_fork_and_die(path: str, run: str) -> None:
+def hold_fork_and_die(path: str, run: str, told: str) -> None:
     Store(path).begin(run, MANIFEST)
     ready, tell = os.pipe()
-    if not os.fork():
+    child = os.fork()
+    if not child:
         os.write(tell, b"x")
-        time.sleep(3)  # outlives its parent, with the parent's lock among its open files
-        os._exit(0)
+        while True:  # outlives its parent, with the parent's lock among its open files
+            signal.pause()
     os.read(ready, 1)
+    Path(told).write_text(str(child))
     os._exit(REACHED)
 
 

@@ -351,7 +351,8 @@ class TestFullDisk:
         assert len(store.load().requests) == 80
 
     @pytest.mark.skipif(
-        os.geteuid() != 0 or not shutil.which("mount"), reason="only root can mount a small disk"
+        os.geteuid() != 0 or not shutil.which("mount"),
+        reason="NOT ROOT: no small disk can be mounted, so a full one is not tried",
     )
     def test_a_disk_of_a_few_megabytes_fills_and_empties(self, tmp_path: Path) -> None:
         small = tmp_path / "small"
@@ -360,7 +361,9 @@ class TestFullDisk:
             ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False, capture_output=True
         )
         if mounted.returncode:
-            pytest.skip("this machine does not let a small disk be mounted")
+            pytest.skip(
+                "NO MOUNT: this machine does not let a small disk be mounted, so a full one is not tried"
+            )
         try:
             _fill_and_empty(small)
         finally:

@@ -213,9 +213,8 @@ async def _run(options: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(
-            NotImplementedError
-        ):  # on Windows, where a signal ends the process by itself
+        # Windows has no such handlers: a signal ends the process by itself there.
+        with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(name, stopped.set)
 
     def read_to_the_end() -> None:

@@ -26,6 +26,7 @@ from ipywidgets import (
 
 from mxlab import aio, api
 from mxlab.errors import ConfigError, MxlabError
+from mxlab.exchange import Progress
 from mxlab.exports import displayed
 from mxlab.fetch.sso import sso_tokens
 from mxlab.frames import Snapshot
@@ -284,19 +285,26 @@ class Collector(VBox):
         door = _DOORS[self.verb.value]
         self.snapshot = None
         self.job = job = self._started(door(tokens, settings, store=self._store, run=self._run))
-        worked, before = 0.0, time.monotonic()
-        while job.state == "running":
-            self._paint(job, worked)
-            time.sleep(_SECONDS_BETWEEN_PAINTS)  # on a thread of ours: the kernel stays free
+        worked, painted_at = 0.0, time.monotonic()
+
+        def paint() -> None:
+            nonlocal worked, painted_at
             now = time.monotonic()
-            worked, before = worked + (now - before) * (not job.is_paused), now
+            worked, painted_at = worked + (now - painted_at) * (not job.is_paused), now
+            self._paint(job, worked)
+
+        def tick(_: Progress) -> None:
+            if time.monotonic() - painted_at >= _SECONDS_BETWEEN_PAINTS:
+                paint()
+
+        paint()
         try:
-            self.snapshot = job.result()
+            self.snapshot = job.result(tick=tick)
         except CancelledError:
             if not job.progress.requests:
                 raise
             self.snapshot = job.partial()
-        self._paint(job, worked)
+        paint()
         self.result.children = (Explorer(self.snapshot),)
 
     def _paint(self, job: Job[Snapshot], seconds: float) -> None:

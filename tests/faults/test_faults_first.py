@@ -111,6 +111,10 @@ def between(limits, server, begins, ends):
     return [limit for at, limit in limits if begins <= at - server._began < ends]
 
 
+STATM = Path("/proc/self/statm")
+IS_MEMORY_KNOWN = STATM.exists()  # on Linux
+
+
 class Strain:
     """While in the block: the longest that one round of the loop computed, how late its beats came, and the most memory beyond that at the start.
 
@@ -140,7 +144,7 @@ class Strain:
 
 
 def _resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(STATM.read_text().split()[1]) * resource.getpagesize() if IS_MEMORY_KNOWN else 0
 
 
 @pytest.mark.parametrize(("users", "latency", "speed"), [(600, 0.02, 50), full(10_000, 0.2, 10)])
@@ -494,7 +498,6 @@ BODIES = {
 
 
 @pytest.mark.parametrize("number", BODIES)
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured by Linux's /proc")
 async def test_f18_a_body_that_breaks_off_or_grows_is_kept_as_a_reject_within_bounds(run, number):
     """Each ×20 among 20 users who are well. Memory: 50 MB more at the most; the loop: 150 ms."""
     deed, error_name, reason = BODIES[number]
@@ -509,8 +512,10 @@ async def test_f18_a_body_that_breaks_off_or_grows_is_kept_as_a_reject_within_bo
     assert Counter(requests["error"].dropna().astype(str)) == {error_name: 20}
     assert Counter(done.snap.rejects["reason"]) == ({reason: 20} if reason else {})
     assert done.snap.rejects["body"].map(len).le(64 * 2**10).all()
-    assert strain.bytes <= 50 * 2**20
     assert strain.held_up <= 0.15
+    assert strain.bytes <= 50 * 2**20
+    if not IS_MEMORY_KNOWN:
+        pytest.skip("NO /proc: memory was not measured; all else held")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
