@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import matplotlib as mpl
@@ -214,6 +215,22 @@ def test_areas_of_outcomes_are_stacked(summaries):
     tops = [line.get_ydata()[-1] for line in ax.lines]
     finals = summary.groupby(["outcome", "who_must_act"], sort=False, observed=True)["share"].last()
     assert tops == pytest.approx(np.cumsum(finals).tolist())
+
+
+@pytest.mark.parametrize("days", [1e-5, 61 / 86_400, 90 / 86_400, 100 / 86_400, 0.04, 3, 40, 721, 9_999])
+def test_two_runs_however_far_apart_have_days_or_times_below(summaries, days):
+    """A warning of matplotlib's fails it: ranges for which a narrow picture had no step gave one."""
+    history = summaries["status_history"]
+    first, last = history["run_id"].iloc[0], history["run_id"].iloc[-1]
+    history = history[history["run_id"].isin([first, last])].copy()
+    begun = history["seen_at"].min()
+    history["seen_at"] = begun
+    history.loc[history["run_id"] == last, "seen_at"] = begun + timedelta(days)
+    ax = plots.status_history(history, width=480)
+    png(style.root(ax))
+    boxes = [each.get_window_extent() for each in ax.get_xticklabels() if each.get_text()]
+    assert 1 <= len(boxes) <= 6
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_lines_of_the_history_equal_the_summary(summaries):

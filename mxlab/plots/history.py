@@ -69,7 +69,8 @@ class _Dates(ConciseDateFormatter):
 
 
 def _date_axis(ax: Axes) -> None:
-    locator = AutoDateLocator(minticks=2, maxticks=max(3, int(1.6 * style.wide(ax))))  # type: ignore[no-untyped-call]
+    # With fewer than five, matplotlib finds no step for some ranges (a minute and a half, two years) and says so.
+    locator = AutoDateLocator(minticks=2, maxticks=max(5, int(1.6 * style.wide(ax))))  # type: ignore[no-untyped-call]
     formatter = _Dates(  # type: ignore[no-untyped-call]
         locator,
         formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S s"],
